@@ -1,0 +1,30 @@
+// Package v1alpha1 is Heddle's policy language. types.cue is its single source; the Go types are generated from it by
+// `make generate`. The CUE files are embedded, so that every binary validates against its own copy, whatever copy a
+// repository carries.
+package v1alpha1
+
+import (
+	"strings"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+)
+
+// Document is an evaluated policy repository: plain data, with the author's position of every field. It is what
+// `reconciler/policy` makes and `reconciler/compile` reads. It is never written again.
+type Document struct {
+	Policy Policy
+	// Positions maps a field's path to where the author wrote it. Paths are dot-separated field names, with list
+	// indices as numbers: "services.shop.web.httpRoutes.cart.backends.0.weight". Names that are not identifiers stand as
+	// they are, unquoted, since neither services nor ports may hold a dot.
+	Positions map[string]diag.Pos
+}
+
+// Pos is the position of a path or, where the author did not write it, of its nearest ancestor that has one.
+func (d *Document) Pos(path ...string) diag.Pos {
+	for n := len(path); n > 0; n-- {
+		if p, ok := d.Positions[strings.Join(path[:n], ".")]; ok {
+			return p
+		}
+	}
+	return diag.Pos{}
+}
