@@ -1,0 +1,50 @@
+# Heddle. `make help` lists what there is.
+SHELL := /bin/bash
+VERSION ?= v0.1.0
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# The race detector needs a C compiler; where there is none the tests run without it, and say so.
+HAVE_CC := $(shell command -v gcc >/dev/null 2>&1 || command -v clang >/dev/null 2>&1 && echo yes)
+RACE := $(if $(HAVE_CC),-race)
+TOOLS := .cache/tools
+export PATH := $(CURDIR)/$(TOOLS):$(PATH)
+
+.PHONY: help build demo test check bench soak fuzz generate tools clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+
+build: ## the binaries, into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./cmd/heddle ./cmd/heddle-proxy ./examples/shop/cmd/shop
+
+demo: build ## a whole mesh on this machine, with an example: bin/heddle up
+	bin/heddle up examples/shop
+
+test: build tools ## every test; ends with Go's summary
+	@$(if $(RACE),,echo "NOTE: no C compiler found: the tests run WITHOUT the race detector (install gcc to have it)")
+	go test $(RACE) ./...
+
+tools: $(TOOLS)/cue ## the stock tools that tests judge by (the cue CLI), built from tools/go.mod
+
+$(TOOLS)/cue: tools/go.mod tools/go.sum
+	@mkdir -p $(TOOLS)
+	go build -C tools -o $(CURDIR)/$(TOOLS)/ cuelang.org/go/cmd/cue
+	@touch $@
+
+check: ## formatting, vet, generated files in step
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+	go vet ./...
+	ci/generated
+
+generate: ## everything that is generated: protobuf, policy types, the vendored schema, the reference
+	go build -C tools -o $(CURDIR)/$(TOOLS)/ github.com/bufbuild/buf/cmd/buf google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc cuelang.org/go/cmd/cue
+	cd schema/proxyapi && buf generate
+	go generate ./...
+
+bench: build ## the figures of docs/performance.md
+	go run ./internal/meshbench
+
+fuzz: ## every fuzz target for 20 s
+	ci/fuzz 20s
+
+clean: ## what building and running left here
+	rm -rf bin .cache .heddle
