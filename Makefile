@@ -39,6 +39,7 @@ generate: ## everything that is generated: protobuf, policy types, the vendored 
 	go build -C tools -o $(CURDIR)/$(TOOLS)/ github.com/bufbuild/buf/cmd/buf google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc cuelang.org/go/cmd/cue
 	cd schema/proxyapi && buf generate
 	go generate ./...
+	go run ./internal/refgen
 
 bench: build ## the figures of docs/performance.md
 	go run ./internal/meshbench
