@@ -6,6 +6,7 @@ package balance
 
 import (
 	"math"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -39,9 +40,6 @@ type Address struct {
 // goroutines; Update by one at a time.
 type Set[P any] struct {
 	list atomic.Pointer[list[P]]
-	// out counts the endpoints that have failed and not been reached since, so that the common case needs no look at
-	// each. It may lag by the calls in flight; a wrong value costs a scan or one pick of a bad endpoint.
-	out atomic.Int32
 }
 
 // list is never written again once published.
@@ -52,20 +50,22 @@ type list[P any] struct {
 	mean float64 // of the weights
 }
 
-// Endpoint is one place of a Set with what was learned of it. Addr and Pool are never written again.
+// Endpoint is one place of a Set with what was learned of it. Its exported fields are never written again.
 type Endpoint[P any] struct {
-	Address
+	Addr     netip.AddrPort
+	Workload string
 	// Pool is whatever the owner keeps for the endpoint, as its idle connections.
 	Pool P
 
-	set      *Set[P]
 	inflight atomic.Int64
 	// The estimate of the round trip in nanoseconds, as float64 bits, and when it was made. Written apart: a reader
 	// that sees one of them new ages the estimate slightly wrong for one pick.
 	estimate atomic.Uint64
 	stamp    atomic.Int64
-	// failures counts consecutive connect failures; until is when it may be tried again.
+	// failures counts consecutive connect failures, failed is when the last one counted, until when it may be tried
+	// again.
 	failures atomic.Int32
+	failed   atomic.Int64
 	until    atomic.Int64
 	weight   atomic.Uint32
 }
@@ -94,13 +94,13 @@ func (s *Set[P]) Update(addresses []Address, now time.Time, pool func(Address) P
 		a.Weight = max(a.Weight, 1)
 		e := old[a.Addr]
 		if e == nil {
-			e = &Endpoint[P]{Address: a, Pool: pool(a), set: s}
+			e = &Endpoint[P]{Addr: a.Addr, Workload: a.Workload, Pool: pool(a)}
 			e.estimate.Store(math.Float64bits(float64(DefaultRTT)))
 			e.stamp.Store(now.UnixNano())
 		}
 		delete(old, a.Addr)
 		e.weight.Store(a.Weight)
-		equal = equal && a.Weight == addresses[0].weightOr1()
+		equal = equal && a.Weight == max(addresses[0].Weight, 1)
 		total += uint64(a.Weight)
 		l.endpoints = append(l.endpoints, e)
 		l.sums = append(l.sums, total)
@@ -113,16 +113,11 @@ func (s *Set[P]) Update(addresses []Address, now time.Time, pool func(Address) P
 	}
 	s.list.Store(l)
 	for _, e := range old {
-		if e.failures.Swap(0) > 0 {
-			s.out.Add(-1)
-		}
 		left = append(left, e)
 	}
 	slices.SortFunc(left, func(a, b *Endpoint[P]) int { return a.Addr.Compare(b.Addr) })
 	return left
 }
-
-func (a Address) weightOr1() uint32 { return max(a.Weight, 1) }
 
 // Pick chooses an endpoint and counts a request in flight there: each pick must be followed by exactly one Done. random
 // is uniformly distributed. avoid, where not nil, is passed over if there is any other (a retry's failed endpoint).
@@ -133,102 +128,113 @@ func (s *Set[P]) Pick(now time.Time, random uint64, avoid *Endpoint[P]) *Endpoin
 	if l == nil || len(l.endpoints) == 0 {
 		return nil
 	}
-	n := now.UnixNano()
-	var e *Endpoint[P]
-	switch {
-	case len(l.endpoints) == 1:
-		e = l.endpoints[0]
-	case s.out.Load() == 0 && avoid == nil:
-		e = l.pick(n, random)
-	default:
-		e = l.pickAmong(n, random, avoid)
-	}
+	e := l.pick(now.UnixNano(), random, avoid)
 	e.inflight.Add(1)
 	return e
 }
 
-// pick is the choice where every endpoint is in.
-func (l *list[P]) pick(now int64, random uint64) *Endpoint[P] {
+func (l *list[P]) pick(now int64, random uint64, avoid *Endpoint[P]) *Endpoint[P] {
+	if len(l.endpoints) == 1 {
+		return l.endpoints[0]
+	}
+	a, b := l.two(random)
+	if a.failures.Load()|b.failures.Load() == 0 && a != avoid && b != avoid {
+		return l.cheaper(now, a, b)
+	}
+	// One of them may be out. Sampling again among those that are in keeps the choice uniform, with other random bits:
+	// of these it is known whom they hit.
+	random = mix(random)
+	e := l.among(now, random, func(e *Endpoint[P]) bool { return e != avoid && e.until.Load() <= now })
+	if e == nil {
+		if e = l.among(now, random, func(e *Endpoint[P]) bool { return e != avoid }); e == nil {
+			return l.cheaper(now, a, b)
+		}
+	}
+	if f := e.failures.Load(); f > 0 {
+		// Its penalty is over and this is the one probe: until it tells, or the same penalty has passed again, the
+		// others go elsewhere.
+		if u := e.until.Load(); u <= now {
+			e.until.CompareAndSwap(u, now+int64(penalty(f, 0)))
+		}
+	}
+	return e
+}
+
+// two samples the candidates: two different ones where all weigh the same, else each in proportion to its weight.
+func (l *list[P]) two(random uint64) (a, b *Endpoint[P]) {
 	r1, r2 := random>>32, random&(1<<32-1)
 	if l.sums != nil {
-		return cheaper(l, now, l.byWeight(r1), l.byWeight(r2))
+		return l.byWeight(r1), l.byWeight(r2)
 	}
 	n := uint64(len(l.endpoints))
-	i, j := r1*n>>32, r2*(n-1)>>32
+	i, j := scale(r1, n), scale(r2, n-1)
 	if j >= i {
-		j++ // two different ones
+		j++
 	}
-	return cheaper(l, now, l.endpoints[i], l.endpoints[j])
+	return l.endpoints[i], l.endpoints[j]
 }
 
 // byWeight samples an endpoint in proportion to its weight; r has 32 bits.
 func (l *list[P]) byWeight(r uint64) *Endpoint[P] {
 	total := l.sums[len(l.sums)-1]
-	i, _ := slices.BinarySearch(l.sums, r*total>>32+1)
+	i, _ := slices.BinarySearch(l.sums, scale(r, total)+1)
 	return l.endpoints[i]
 }
 
-// pickAmong passes over those that are out, and avoid.
-func (l *list[P]) pickAmong(now int64, random uint64, avoid *Endpoint[P]) *Endpoint[P] {
-	usable := func(e *Endpoint[P]) bool { return e != avoid && e.until.Load() <= now }
-	count := 0
-	for _, e := range l.endpoints {
-		if usable(e) {
-			count++
-		}
-	}
-	if count == 0 {
-		usable = func(e *Endpoint[P]) bool { return e != avoid }
+// among does what pick does for those that in accepts, by walking: sets with failures in them are rare and small. What
+// in accepts may change meanwhile; the choice is then as good as it was a moment ago. nil: none was accepted.
+func (l *list[P]) among(now int64, random uint64, in func(*Endpoint[P]) bool) *Endpoint[P] {
+	at := func(r uint64, not *Endpoint[P]) (found *Endpoint[P]) {
+		total := uint64(0)
 		for _, e := range l.endpoints {
-			if usable(e) {
-				count++
+			if e != not && in(e) {
+				total += uint64(e.weight.Load())
 			}
 		}
-	}
-	// The weights of those that are in, sampled by walking: sets with failures in them are rare and small.
-	total := uint64(0)
-	for _, e := range l.endpoints {
-		if usable(e) {
-			total += uint64(e.weight.Load())
-		}
-	}
-	if count == 0 || total == 0 {
-		return l.pick(now, random)
-	}
-	at := func(r uint64) *Endpoint[P] {
-		left := r * total >> 32
-		var last *Endpoint[P]
+		left := scale(r, total)
 		for _, e := range l.endpoints {
-			if !usable(e) {
+			if e == not || !in(e) {
 				continue
 			}
-			last = e
+			found = e
 			if w := uint64(e.weight.Load()); left < w {
 				break
 			} else {
 				left -= w
 			}
 		}
-		return last // usable by a moment ago, at least
+		return found
 	}
-	e := at(random >> 32)
-	if f := at(random & (1<<32 - 1)); f != nil && e != nil {
-		e = cheaper(l, now, e, f)
+	a := at(random>>32, nil)
+	if a == nil {
+		return nil
 	}
-	if e == nil {
-		return l.pick(now, random)
+	not := a
+	if l.sums != nil {
+		not = nil // weighted sampling is with replacement, so that shares follow the weights
 	}
-	if e.failures.Load() > 0 {
-		// Its penalty is over and this is the one probe: until it tells, or the same penalty has passed again, the
-		// others go elsewhere.
-		if u := e.until.Load(); u <= now {
-			e.until.CompareAndSwap(u, now+int64(penalty(e.failures.Load(), 0)))
-		}
+	b := at(random&(1<<32-1), not)
+	if b == nil {
+		return a
 	}
-	return e
+	return l.cheaper(now, a, b)
 }
 
-func cheaper[P any](l *list[P], now int64, a, b *Endpoint[P]) *Endpoint[P] {
+// mix is the finalizer of SplitMix64 (Steele, Lea, Flood, 2014): another random number made of one.
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// scale maps a 32-bit random number to [0, n).
+func scale(r, n uint64) uint64 {
+	hi, _ := bits.Mul64(r<<32, n)
+	return hi
+}
+
+func (l *list[P]) cheaper(now int64, a, b *Endpoint[P]) *Endpoint[P] {
 	if b.cost(now, l.mean) < a.cost(now, l.mean) {
 		return b
 	}
@@ -270,14 +276,14 @@ func (e *Endpoint[P]) Done(now time.Time, rtt time.Duration) {
 	}
 	n := now.UnixNano()
 	for {
-		bits := e.estimate.Load()
-		old, sample := math.Float64frombits(bits), float64(rtt)
+		was := e.estimate.Load()
+		old, sample := math.Float64frombits(was), float64(rtt)
 		w := aged(n - e.stamp.Load())
 		next := sample
 		if old*w > sample {
 			next = old*w + sample*(1-w)
 		}
-		if e.estimate.CompareAndSwap(bits, math.Float64bits(next)) {
+		if e.estimate.CompareAndSwap(was, math.Float64bits(next)) {
 			e.stamp.Store(max(n, e.stamp.Load()))
 			return
 		}
@@ -286,23 +292,22 @@ func (e *Endpoint[P]) Done(now time.Time, rtt time.Duration) {
 
 // Connected tells that a connection came about: the endpoint is in, its failures are forgotten.
 func (e *Endpoint[P]) Connected() {
-	if e.failures.Load() != 0 && e.failures.Swap(0) > 0 {
-		e.set.out.Add(-1)
+	if e.failures.Load() != 0 {
+		e.failures.Store(0)
+		e.until.Store(0)
 	}
-	e.until.Store(0)
 }
 
 // ConnectFailed tells that the endpoint could not be connected to: it is out for a penalty that doubles with every
 // failure. random is uniformly distributed. It returns when it may be tried again.
 func (e *Endpoint[P]) ConnectFailed(now time.Time, random uint64) time.Time {
+	n := now.UnixNano()
 	// Requests that were on their way together fail together: they count as one.
-	if u := e.until.Load(); e.failures.Load() > 0 && now.UnixNano() < u-int64(penalty(e.failures.Load(), 0))/2 {
-		return time.Unix(0, u)
+	if f := e.failures.Load(); f > 0 && n-e.failed.Load() < int64(penalty(f, 0))/2 {
+		return time.Unix(0, e.until.Load())
 	}
+	e.failed.Store(n)
 	f := e.failures.Add(1)
-	if f == 1 {
-		e.set.out.Add(1)
-	}
 	u := now.Add(penalty(f, random)).UnixNano()
 	e.until.Store(u)
 	return time.Unix(0, u)
