@@ -151,6 +151,9 @@ func (d *Dir) prune() error {
 			named[ref.Hash.String()] = true
 		}
 	}
+	if err := durable.Clean(filepath.Join(d.path, "records")); err != nil {
+		return fmt.Errorf("release directory: %w", err)
+	}
 	files, err := os.ReadDir(filepath.Join(d.path, "blobs"))
 	if err != nil {
 		return fmt.Errorf("release directory: %w", err)
@@ -199,8 +202,7 @@ func (d *Dir) Get(epoch uint64) (release.Signed, error) {
 	return s, nil
 }
 
-// Load is Get, verified: the record of exactly this epoch, signed by key, with every blob that it names there and
-// whole.
+// Load is Get, verified: the record of exactly this epoch, signed by key. Its blobs are [Dir.Whole]'s business.
 func (d *Dir) Load(epoch uint64, key ed25519.PublicKey) (release.Signed, *release.Record, error) {
 	signed, err := d.Get(epoch)
 	if err != nil {
@@ -213,12 +215,17 @@ func (d *Dir) Load(epoch uint64, key ed25519.PublicKey) (release.Signed, *releas
 	if rec.Epoch != epoch {
 		return release.Signed{}, nil, fmt.Errorf("release %d: %w: the record is that of epoch %d", epoch, ErrDamaged, rec.Epoch)
 	}
+	return signed, rec, nil
+}
+
+// Whole returns nil if every blob that the record names is there, with the right bytes.
+func (d *Dir) Whole(rec *release.Record) error {
 	for ref := range refs(rec) {
 		if _, err := d.Blob(ref.Hash); err != nil {
-			return release.Signed{}, nil, fmt.Errorf("release %d: %w", epoch, err)
+			return fmt.Errorf("release %d: %w", rec.Epoch, err)
 		}
 	}
-	return signed, rec, nil
+	return nil
 }
 
 // Latest returns the newest release that is whole and signed by key. Newer ones that are not are passed over: the
@@ -232,6 +239,9 @@ func (d *Dir) Latest(key ed25519.PublicKey) (release.Signed, *release.Record, er
 	failed := []error{ErrNone}
 	for _, epoch := range epochs {
 		signed, rec, err := d.Load(epoch, key)
+		if err == nil {
+			err = d.Whole(rec)
+		}
 		if err == nil {
 			return signed, rec, nil
 		}
