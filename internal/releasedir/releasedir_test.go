@@ -1,0 +1,179 @@
+package releasedir
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/release"
+)
+
+var key = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+
+func public() ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
+
+// made is a release whose two chunks hold the given texts.
+func made(epoch uint64, chunks ...string) (release.Signed, map[mesh.Hash][]byte) {
+	rec := release.Record{Epoch: epoch}
+	blobs := map[mesh.Hash][]byte{}
+	ref := func(ns, text string) mesh.ChunkRef {
+		h := mesh.Hash(sha256.Sum256([]byte(text)))
+		blobs[h] = []byte(text)
+		return mesh.ChunkRef{Namespace: ns, Hash: h, Size: len(text)}
+	}
+	for i, text := range chunks {
+		rec.Chunks = append(rec.Chunks, ref(fmt.Sprintf("ns%d", i), text))
+	}
+	rec.Origins = ref("", fmt.Sprintf("origins %d", epoch))
+	rec.Behaviour = mesh.BehaviourHash(rec.Chunks)
+	return release.Sign(key, &rec), blobs
+}
+
+func hash(text string) mesh.Hash { return sha256.Sum256([]byte(text)) }
+
+func TestKeepsTheNewestAndWhatTheyName(t *testing.T) {
+	d, err := Open(t.TempDir(), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := d.Latest(public()); !errors.Is(err, ErrNone) {
+		t.Fatalf("empty: %v", err)
+	}
+	for epoch := uint64(1); epoch <= 6; epoch++ {
+		signed, blobs := made(epoch, "shared", fmt.Sprintf("own %d", epoch))
+		if epoch > 1 {
+			delete(blobs, hash("shared")) // named again, and there already
+		}
+		if err := d.Put(signed, epoch, blobs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := d.List(); err != nil || !slices.Equal(got, []uint64{6, 5, 4}) {
+		t.Errorf("kept %v, %v", got, err)
+	}
+	files, err := os.ReadDir(filepath.Join(d.path, "blobs"))
+	if err != nil || len(files) != 1+3+3 {
+		t.Errorf("%d blobs (%v); want the shared one, three of their own, three origin tables", len(files), err)
+	}
+	for text, want := range map[string]bool{"shared": true, "own 6": true, "own 4": true, "own 3": false} {
+		if d.Has(hash(text)) != want {
+			t.Errorf("Has(%s) = %v", text, !want)
+		}
+	}
+	if _, rec, err := d.Latest(public()); err != nil || rec.Epoch != 6 {
+		t.Errorf("latest: %v, %v", rec, err)
+	}
+	signed, blobs := made(3, "late")
+	if err := d.Put(signed, 3, blobs); !errors.Is(err, ErrOld) || d.Has(hash("late")) {
+		t.Errorf("a release that would go at once: %v", err)
+	}
+	if _, err := d.Get(3); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a pruned record: %v", err)
+	}
+}
+
+func TestRefusesWhatIsNotWhole(t *testing.T) {
+	d, err := Open(t.TempDir(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, blobs := made(1, "a", "b")
+	missing := map[mesh.Hash][]byte{hash("a"): []byte("a")}
+	wrong := map[mesh.Hash][]byte{hash("a"): []byte("a"), hash("b"): []byte("x"), hash("origins 1"): []byte("origins 1")}
+	for name, err := range map[string]error{
+		"a missing blob": d.Put(signed, 1, missing), "wrong bytes": d.Put(signed, 1, wrong), "another epoch": d.Put(signed, 2, blobs),
+	} {
+		if err == nil {
+			t.Errorf("%s: stored", name)
+		}
+	}
+	if got, err := d.List(); err != nil || len(got) != 0 {
+		t.Errorf("records %v, %v", got, err)
+	}
+}
+
+// What was changed on disk is found, passed over, and made good by the next Put.
+func TestDamage(t *testing.T) {
+	d, err := Open(t.TempDir(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for epoch := uint64(1); epoch <= 2; epoch++ {
+		signed, blobs := made(epoch, fmt.Sprintf("chunk %d", epoch))
+		if err := d.Put(signed, epoch, blobs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	latest := func() uint64 {
+		t.Helper()
+		_, rec, err := d.Latest(public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rec.Epoch
+	}
+
+	h := hash("chunk 2")
+	if err := os.WriteFile(d.blobPath(h), []byte("chunk X"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := latest(); got != 1 {
+		t.Errorf("latest with a damaged blob is %d", got)
+	}
+	if d.Has(h) {
+		t.Error("the damaged blob would not be fetched again")
+	}
+	signed, blobs := made(2, "chunk 2")
+	if err := d.Put(signed, 2, blobs); err != nil {
+		t.Fatal(err)
+	}
+	if got := latest(); got != 2 {
+		t.Errorf("latest after the repair is %d", got)
+	}
+
+	record, err := os.ReadFile(d.recordPath(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := os.ReadFile(d.recordPath(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, other, _ := ed25519.GenerateKey(nil)
+	foreign, err := json.Marshal(release.Sign(other, &release.Record{Epoch: 2}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{
+		"cut short":              record[:len(record)/2],
+		"a flipped bit":          flip(record),
+		"the record of epoch 1":  first,
+		"signed by somebody":     foreign,
+		"not even a JSON object": []byte("null"),
+	} {
+		if err := os.WriteFile(d.recordPath(2), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := latest(); got != 1 {
+			t.Errorf("%s: latest is %d", name, got)
+		}
+		if _, _, err := d.Load(2, public()); err == nil {
+			t.Errorf("%s: loaded", name)
+		}
+	}
+}
+
+// flip changes one bit within the base64 text of the record.
+func flip(b []byte) []byte {
+	b = slices.Clone(b)
+	i := len(`{"record":"`) + 8
+	b[i] ^= 1
+	return b
+}
