@@ -8,52 +8,16 @@
 package pipeline
 
 import (
-	"net/netip"
+	"cmp"
 	"sync/atomic"
 	"time"
 
-	"github.com/heddle-mesh/heddle/proxy/balance"
 	"github.com/heddle-mesh/heddle/schema/decide"
 	"github.com/heddle-mesh/heddle/schema/mesh"
-	"github.com/heddle-mesh/heddle/schema/spiffe"
 )
 
-// Config is what the sidecar was given, decoded. Build keeps references into it; it must not be written afterwards.
-type Config struct {
-	Epoch     uint64
-	Commit    string // 40 hexadecimal digits
-	AppliedAt time.Time
-	// Service is the one that this workload runs; its Inbound is enforced.
-	Service   mesh.ServiceName
-	Settings  *mesh.Settings
-	Indexes   []*mesh.Index
-	Inbound   []*mesh.Inbound
-	Outbound  []*mesh.Outbound
-	Endpoints map[mesh.ServiceName][]balance.Address
-	Origins   []mesh.Origins
-	// Refusals are destinations that the control plane does not serve to this workload.
-	Refusals []Refusal
-	// Apps is where the application listens, "host:port" by port name. A port without an entry is at
-	// 127.0.0.1:<declared port>.
-	Apps map[string]string
-}
-
-// Refusal says why a destination is not served.
-type Refusal struct {
-	Service mesh.ServiceName
-	Reason  string // "unknown" or "denied"
-	Rule    string // the rule id that decided, where denied
-	Origin  string // file:line of that rule
-}
-
-// Deps are what outlives a Pipeline.
-type Deps struct {
-	Clusters  *Clusters
-	Freshness *Freshness
-}
-
-// Pipeline is never written again once built. The zero Pipeline, and that of [New], is the one before the first config:
-// every inbound port is unknown and every upstream is in state NoConfig, so that all is refused.
+// Pipeline is never written again once built. The zero Pipeline is the one before the first config: every inbound port
+// is unknown and every upstream is in state NoConfig, so that all is refused.
 type Pipeline struct {
 	Epoch     uint64
 	Commit    string
@@ -66,8 +30,8 @@ type Pipeline struct {
 	freshness *Freshness
 	ports     []*InboundPort
 	bySNI     map[string]*InboundPort
-	byName    map[string]*InboundPort
-	hosts     map[string]*host
+	hosts     map[string]*service // by "<service>.<namespace>.mesh"
+	services  map[mesh.ServiceName]*service
 	upstreams []*Upstream
 	origins   map[string]string
 	headers   map[string]string
@@ -85,12 +49,6 @@ type InboundPort struct {
 	App string
 }
 
-// Authorize judges a request or a connection, as decide.Authorize does; where the config is too old to be believed
-// (see Stale) what an identity would have been allowed is denied, by the same rule.
-func (p *Pipeline) Authorize(port *InboundPort, r *decide.Request, now time.Time) decide.Verdict {
-	return decide.Verdict{}
-}
-
 // State says what is known of a destination.
 type State uint8
 
@@ -105,7 +63,7 @@ const (
 	Pending
 	// Refused: the control plane does not serve it to this workload; Refusal says why.
 	Refused
-	// Known: Outbound, Port, Cluster and Routes are set.
+	// Known: Outbound, Port, Cluster and the routes are set.
 	Known
 )
 
@@ -122,7 +80,8 @@ type Upstream struct {
 	PortName   string
 	PortNumber uint16
 	Protocol   mesh.Protocol
-	// Authority is the canonical "<service>.<namespace>.mesh:<port>", for labels.
+	// Authority is the canonical "<service>.<namespace>.mesh:<port>", for labels. Without a port it is where State is
+	// UnknownPort, and empty where Service is.
 	Authority string
 	// Refusal is set where State is Refused.
 	Refusal *Refusal
@@ -145,35 +104,72 @@ type Route struct {
 }
 
 // Match finds the route of a request: nil, true where the upstream has no routes and takes it itself; nil, false where
-// it has some and none matches (404).
-func (u *Upstream) Match(r *decide.Request) (*Route, bool) { return nil, true }
+// it has some and none matches (404). The Upstream must be Known.
+func (u *Upstream) Match(r *decide.Request) (*Route, bool) {
+	route, ok := decide.MatchRoute(u.Outbound, u.Port, r)
+	if route == nil {
+		return nil, ok
+	}
+	return u.routes[route], true
+}
 
 // InboundBySNI finds a port of the own service by TLS server name; nil: there is none.
 func (p *Pipeline) InboundBySNI(name string) *InboundPort { return p.bySNI[name] }
 
 // InboundByName finds a port of the own service by its name; nil: there is none.
-func (p *Pipeline) InboundByName(name string) *InboundPort { return p.byName[name] }
+func (p *Pipeline) InboundByName(name string) *InboundPort {
+	for _, in := range p.ports {
+		if in.Port.Name == name {
+			return in
+		}
+	}
+	return nil
+}
 
 // InboundPorts are the ports of the own service, sorted by name. Not to be written.
 func (p *Pipeline) InboundPorts() []*InboundPort { return p.ports }
 
-// ByName finds a port of a service by name, or by number in decimal.
-func (p *Pipeline) ByName(s mesh.ServiceName, port string) *Upstream { return nil }
+// Upstreams are all that are Known, sorted by service and port name. Not to be written.
+func (p *Pipeline) Upstreams() []*Upstream { return p.upstreams }
 
-// ByHost finds the upstream of an authority, "api.shop.mesh" or "api.shop.mesh:8080", in any case and with or without a
-// trailing dot. Without a port it is the service's only HTTP port (the only one of protocol http1, else the only one of
-// protocol detect). Anything that is no legal authority of the mesh is Unknown.
-func (p *Pipeline) ByHost(authority []byte) *Upstream { return nil }
+// Authorize judges a request or a connection as decide.Authorize does, with one difference: while the config is too old
+// to be believed (see Stale), a proven identity allows nothing that a stranger would not be allowed. Denials hold.
+func (p *Pipeline) Authorize(port *InboundPort, r *decide.Request, now time.Time) decide.Verdict {
+	v := decide.Authorize(port.Inbound, port.Port, r)
+	if v.Allowed && r.Peer != "" && p.Stale(now) {
+		stranger := *r
+		stranger.Peer = ""
+		if s := decide.Authorize(port.Inbound, port.Port, &stranger); !s.Allowed {
+			return s
+		}
+	}
+	return v
+}
 
 // Origin is where a rule, a route or a default was written, "file:line"; empty where that is not known.
 func (p *Pipeline) Origin(id string) string { return p.origins[id] }
 
-// PolicyHeader is the value of heddle-policy for a rule of the own service: "<commit> <rule id> <file:line>".
+// PolicyHeader is the value of heddle-policy for a rule of the own service: "<commit> <rule id> <file:line>", with "-"
+// for an origin that is not known.
 func (p *Pipeline) PolicyHeader(rule string) string { return p.headers[rule] }
 
 // Stale reports whether the config was last confirmed by a control plane longer ago than Settings.MaxStale: then
 // routing goes on, and no identity is allowed anything (decisions.md, 17).
-func (p *Pipeline) Stale(now time.Time) bool { return false }
+func (p *Pipeline) Stale(now time.Time) bool {
+	if p.freshness == nil {
+		return false
+	}
+	bound := cmp.Or(p.maxStale, time.Duration(p.freshness.lifetime.Load()))
+	return bound > 0 && now.Sub(p.freshness.Confirmed()) > bound
+}
+
+// ConfirmedAt is when a control plane last confirmed the config; the zero time where there is none.
+func (p *Pipeline) ConfirmedAt() time.Time {
+	if p.freshness == nil {
+		return time.Time{}
+	}
+	return p.freshness.Confirmed()
+}
 
 // Freshness is when a control plane last confirmed the config. It is shared by all Pipelines of a sidecar.
 type Freshness struct {
@@ -195,83 +191,39 @@ func (f *Freshness) Confirmed() time.Time {
 // SetLifetime records how long the sidecar's SVIDs live: the bound where the mesh sets none.
 func (f *Freshness) SetLifetime(d time.Duration) { f.lifetime.Store(int64(d)) }
 
-// Target is what a pool connects to. A change of anything in it makes a new pool.
-type Target struct {
-	Service  mesh.ServiceName
-	Port     string // the port's name
-	Protocol mesh.Protocol
-	SNI      string
-	// Identities are the SPIFFE IDs of which the server must prove one.
-	Identities []spiffe.ID
-	Addr       netip.AddrPort
-	Workload   string
-}
-
-// Pool is what the data path keeps for one endpoint: its connections. It is made by Clusters' function, reached
-// through balance.Endpoint.Pool, and retired once, when its endpoint leaves: idle connections are closed at once, those
-// in use finish.
-type Pool interface {
-	Retire()
-}
-
-// Endpoint is one endpoint of a cluster.
-type Endpoint = balance.Endpoint[Pool]
-
-// Cluster is the endpoints of one port of a service, with their balancing state and pools.
-type Cluster struct {
-	balance.Set[Pool]
-	Service mesh.ServiceName
-	Port    string
-}
-
-type clusterKey struct {
-	service    mesh.ServiceName
-	port       string
-	protocol   mesh.Protocol
-	identities string // joined by spaces
-}
-
-type clusterSpec struct {
-	cluster   *Cluster
-	addresses []balance.Address
-}
-
-type host struct{}
-
-// Clusters keeps the Cluster of each (service, port, protocol, identities) over config swaps.
-type Clusters struct {
-	newPool func(Target) Pool
-	now     func() time.Time
-	m       map[clusterKey]*Cluster
-}
-
-// NewClusters keeps pools that newPool makes. now is the clock.
-func NewClusters(newPool func(Target) Pool, now func() time.Time) *Clusters {
-	return &Clusters{newPool: newPool, now: now, m: map[clusterKey]*Cluster{}}
-}
-
 // Current is the published Pipeline. Use [NewCurrent].
 type Current struct {
-	p atomic.Pointer[Pipeline]
+	p atomic.Pointer[published]
+}
+
+type published struct {
+	pipeline *Pipeline
+	replaced chan struct{} // closed when another one is published
 }
 
 // NewCurrent publishes the empty Pipeline.
 func NewCurrent() *Current {
 	c := &Current{}
-	c.p.Store(&Pipeline{})
+	c.p.Store(&published{&Pipeline{}, make(chan struct{})})
 	return c
 }
 
 // Load is the current Pipeline; never nil. Take it once per request or connection, so that one config decides.
-func (c *Current) Load() *Pipeline { return c.p.Load() }
-
-// Publish swaps in a Pipeline of Build: endpoints it adds are there before it serves, those it lacks are retired after.
-// The returned Pipeline's watchers are told. Calls must not overlap.
-func (c *Current) Publish(p *Pipeline, d Deps) {}
+func (c *Current) Load() *Pipeline { return c.p.Load().pipeline }
 
 // Changed returns the current Pipeline and a channel that is closed when another one is published.
-func (c *Current) Changed() (*Pipeline, <-chan struct{}) { return nil, nil }
+func (c *Current) Changed() (*Pipeline, <-chan struct{}) {
+	p := c.p.Load()
+	return p.pipeline, p.replaced
+}
 
-// Build checks a config and makes the Pipeline of it. An error names what is wrong; the config must then be refused
-// whole. Nothing of d is changed before Publish.
-func Build(c Config, d Deps) (*Pipeline, error) { return nil, nil }
+// Publish swaps in a Pipeline of Build, which had the same Clusters: endpoints that it adds are there before it serves,
+// those that it lacks are retired after. Calls must not overlap, nor one with a Build.
+func (c *Current) Publish(p *Pipeline, clusters *Clusters) {
+	retire := clusters.update(p.clusters)
+	old := c.p.Swap(&published{p, make(chan struct{})})
+	close(old.replaced)
+	for _, e := range retire {
+		e.Pool.Retire()
+	}
+}
