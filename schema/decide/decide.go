@@ -37,7 +37,9 @@ type Verdict struct {
 // rule denies; else the port's default mode decides.
 //
 // A rule that names routes never allows a connection without HTTP, and never lets one pass that it denies: what cannot
-// be seen fails an allow and matches a deny.
+// be seen fails an allow and matches a deny, and a header that is missing does so too.
+//
+// Where port.CanonicalPaths is set, the caller first refuses paths that are not [CanonicalPath]: rules cannot judge them.
 func Authorize(in *mesh.Inbound, port *mesh.InboundPort, r *Request) Verdict {
 	allowedBy, guarded := "", false
 	for i := range in.Rules {
@@ -145,7 +147,7 @@ func routesMatch(in *mesh.Inbound, rule *mesh.Rule, port string, r *Request) boo
 				return true
 			}
 			for j := range route.Matches {
-				if Matches(&route.Matches[j], r) {
+				if matches(&route.Matches[j], r, rule.Action == mesh.DenyRule) {
 					return true
 				}
 			}
@@ -154,9 +156,13 @@ func routesMatch(in *mesh.Inbound, rule *mesh.Rule, port string, r *Request) boo
 	return false
 }
 
-// Matches reports whether a request satisfies all conditions of a match.
-func Matches(m *mesh.Match, r *Request) bool {
-	if m.Path.Exact != "" && r.Path != m.Path.Exact {
+// Matches reports whether a request satisfies all conditions of a match. A header that the request does not have
+// satisfies no condition.
+func Matches(m *mesh.Match, r *Request) bool { return matches(m, r, false) }
+
+// matches is Matches with what a missing header counts for: a deny rule is not escaped by leaving out what it asks for.
+func matches(m *mesh.Match, r *Request, missing bool) bool {
+	if m.Path.Exact != "" && consume(r.Path, m.Path.Exact) != len(r.Path) {
 		return false
 	}
 	if m.Path.Prefix != "" && !HasPathPrefix(r.Path, m.Path.Prefix) {
@@ -166,10 +172,11 @@ func Matches(m *mesh.Match, r *Request) bool {
 		return false
 	}
 	for i := range m.Headers {
-		if r.Header == nil {
-			return false
+		v, ok := "", false
+		if r.Header != nil {
+			v, ok = r.Header(m.Headers[i].Name)
 		}
-		if v, ok := r.Header(m.Headers[i].Name); !ok || v != m.Headers[i].Exact {
+		if ok && v != m.Headers[i].Exact || !ok && !missing {
 			return false
 		}
 	}
@@ -177,11 +184,84 @@ func Matches(m *mesh.Match, r *Request) bool {
 }
 
 // HasPathPrefix is the Gateway API's PathPrefix: element by element, so that /a covers /a, /a/ and /a/b but not /ab.
+// Escapes are compared by what they stand for; see [SpellPath].
 func HasPathPrefix(path, prefix string) bool {
 	if prefix == "/" {
 		return strings.HasPrefix(path, "/")
 	}
-	return strings.HasPrefix(path, prefix) && (len(path) == len(prefix) || path[len(prefix)] == '/')
+	n := consume(path, prefix)
+	return n >= 0 && (n == len(path) || path[n] == '/')
+}
+
+// SpellPath is the one spelling of a canonical path: escapes that need not be are resolved, those that remain are in
+// upper case, and octets that may not stand in a path (RFC 3986, 3.3) are escaped. Two canonical paths that an
+// application resolves to the same octets have the same spelling. Policy is compiled to it; requests are compared with
+// it octet by octet and never rewritten, so that /%61dmin does not slip past a rule about /admin.
+func SpellPath(p string) string {
+	const hex = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := 0; i < len(p); {
+		o, n := octet(p, i)
+		i += n
+		switch c := byte(o); {
+		case o < 0x100 && (c == '/' || pchar(c)):
+			b.WriteByte(c)
+		default:
+			b.WriteByte('%')
+			b.WriteByte(hex[c>>4])
+			b.WriteByte(hex[c&15])
+		}
+	}
+	return b.String()
+}
+
+// pchar reports whether c may stand for itself in a path segment (RFC 3986, 3.3).
+func pchar(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~!$&'()*+,;=:@", c) >= 0
+}
+
+// consume returns how much of path the pattern covers, or -1 where path does not start with it.
+func consume(path, pattern string) int {
+	if strings.HasPrefix(path, pattern) {
+		return len(pattern)
+	}
+	if strings.IndexByte(path, '%') < 0 && strings.IndexByte(pattern, '%') < 0 {
+		return -1
+	}
+	i := 0
+	for j := 0; j < len(pattern); {
+		if i >= len(path) {
+			return -1
+		}
+		a, n := octet(path, i)
+		b, m := octet(pattern, j)
+		if a != b {
+			return -1
+		}
+		i, j = i+n, j+m
+	}
+	return i
+}
+
+// octet reads what stands at p[i] and how many bytes of p it takes. An escape stands for its octet, but for those that
+// no canonical path has: they are no spelling of anything else, and numbers from 0x100 on keep them apart.
+func octet(p string, i int) (o uint16, n int) {
+	if p[i] != '%' {
+		return uint16(p[i]), 1
+	}
+	if i+2 >= len(p) {
+		return 0x100 | '%', 1
+	}
+	hi, lo := unhex(p[i+1]), unhex(p[i+2])
+	if hi < 0 || lo < 0 {
+		return 0x100 | '%', 1
+	}
+	switch v := uint16(hi<<4 | lo); v {
+	case '/', '\\', '.', 0:
+		return 0x200 | v, 3
+	default:
+		return v, 3
+	}
 }
 
 // MatchRoute finds the route that takes a request to a port. It returns nil, true where the port has no routes at all

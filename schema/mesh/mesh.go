@@ -31,6 +31,13 @@ const HostSuffix = ".mesh"
 // Host is the name by which callers address the service: "<service>.<namespace>.mesh".
 func (n ServiceName) Host() string { return n.Local() + "." + n.Namespace() + HostSuffix }
 
+// DefaultID is the rule id of a port's default, InboundPort.DefaultID.
+func DefaultID(s ServiceName, port string) string { return string(s) + "/default/" + port }
+
+// DefaultRouteID is the id of the route that the compiler adds to an HTTP port without routes of its own where a
+// default timeout is in force. It sends everything to the service itself.
+func DefaultRouteID(s ServiceName, port string) string { return string(s) + "/default-route/" + port }
+
 // Protocol is what a port speaks, named as in Linkerd and the Gateway API.
 type Protocol string
 
@@ -157,7 +164,7 @@ type OutboundPort struct {
 
 // Route says where matching requests go. In Inbound only ID, Port and Matches are set.
 type Route struct {
-	ID       string    `json:"id"` // "<service>/httpRoutes/<name>"
+	ID       string    `json:"id"` // "<service>/httpRoutes/<name>", or DefaultRouteID
 	Port     string    `json:"port"`
 	Matches  []Match   `json:"matches,omitempty"` // of an Inbound's route, in any order; an Outbound's are on its ports
 	Backends []Backend `json:"backends,omitempty"`

@@ -213,5 +213,12 @@ type ChunkRef struct {
 }
 
 // Origins says where each rule, route and default was written: stable id → position. It travels beside the behaviour
-// and is never part of a behaviour hash.
+// and is never part of a behaviour hash. A service's own name is an id too: where the service is declared.
 type Origins map[string]diag.Pos
+
+// BuiltIn reports whether the default of a service's port is the built-in one: nobody wrote it, so its origin is the
+// service's declaration.
+func (o Origins) BuiltIn(s ServiceName, port string) bool {
+	at, ok := o[DefaultID(s, port)]
+	return ok && at == o[string(s)]
+}

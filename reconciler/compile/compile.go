@@ -1,0 +1,338 @@
+// Package compile turns an evaluated policy repository (a v1alpha1.Document) into the compiled mesh (a mesh.Mesh), the
+// table of where each rule was written (mesh.Origins), and everything that is wrong with it (a diag.List).
+//
+// It is a pure function: no I/O, no clock, no goroutine, no log, and no order of Go's maps in what it returns, so that
+// the same commit gives the same bytes on any machine. It resolves what only a whole repository can answer: defaults
+// (the nearest level that sets a field wins), names of services, ports, routes and identities, and the mandates. It
+// refuses whatever the sidecar would not enforce: what policy says and no sidecar does is the worst fault a mesh can
+// have. The reconciler's loop owns it; `heddle check`, `plan` and `explain` call it too. It must not import CUE, go-git
+// or any other package of the reconciler.
+//
+// # Choices
+//
+// A service's routes are applied once, by its callers, and are not followed into the routes of their backends (as in
+// the Gateway API for meshes), so no request can go round in circles. What can go round is the author's intent: a port
+// that hands every request to another service, whose port hands every request on, and so back to the first. Each
+// caller lands one step further on, which nobody means; that is the finding RouteLoop. A port that keeps a share for
+// its own service, or has requests that no route matches handed to nobody, ends the round.
+//
+// Two services may not claim one identity: `from: {service: A}` admits by identity, so it would admit B too, and a
+// workload of B could answer in A's name.
+//
+// A deny rule that leaves an allow rule nothing to allow is no finding: deny is the emergency brake, and a brake that
+// asks for a tidy-up first is none. For the same reason an exemption from a mandate that is no longer needed is none:
+// tightening a service must never wait for a change of mesh.cue.
+package compile
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/spiffe"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// Compile compiles a document for the sidecar of this source tree. It returns either a mesh with its origins and no
+// findings, or all findings, sorted, and neither: nothing half compiled can be published. doc is not written, and what
+// is returned shares no memory with it that anybody writes.
+func Compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag.List) {
+	return thisSidecar.compile(doc)
+}
+
+// compiler is one compilation.
+type compiler struct {
+	sidecar
+	doc      *v1alpha1.Document
+	findings diag.List
+	origins  mesh.Origins
+
+	trustDomain string
+	services    map[mesh.ServiceName]*service
+	names       []string // of services, sorted, for hints
+}
+
+func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag.List) {
+	c := &compiler{sidecar: s, doc: doc, origins: mesh.Origins{}, services: map[mesh.ServiceName]*service{}}
+	m := &mesh.Mesh{}
+	meshDefaults := c.settings(&m.Settings)
+
+	// First what services are, so that the second pass can resolve every name.
+	c.checkNamespaces()
+	for _, ns := range slices.Sorted(maps.Keys(doc.Policy.Services)) {
+		at := path("services").at(ns)
+		c.checkLabel(at, "namespace", ns)
+		nsDefaults := c.over(meshDefaults, doc.Policy.Namespaces[ns].Defaults, path("namespaces").at(ns, "defaults"), true)
+		for _, name := range slices.Sorted(maps.Keys(doc.Policy.Services[ns])) {
+			c.declare(ns, name, nsDefaults)
+		}
+	}
+	services := slices.SortedFunc(maps.Values(c.services), func(a, b *service) int {
+		return strings.Compare(string(a.name), string(b.name))
+	})
+	for _, s := range services {
+		c.names = append(c.names, string(s.name))
+	}
+	c.checkIdentities(services)
+
+	// Then what they say. Every service's routes come before any service's rules, which name them.
+	for _, s := range services {
+		c.compileRoutes(s)
+	}
+	c.checkLoops(services)
+	for _, s := range services {
+		c.compileRules(s)
+		c.checkNeeds(s)
+	}
+	m.Workloads = c.compileWorkloads()
+	c.checkMandates(services)
+
+	if len(c.findings) > 0 {
+		return nil, nil, c.findings.Sorted()
+	}
+	for _, s := range services {
+		m.Inbound = append(m.Inbound, s.in)
+		m.Outbound = append(m.Outbound, s.out)
+	}
+	return m, c.origins, nil
+}
+
+// settings compiles what holds for the mesh as a whole and returns the mesh's defaults.
+func (c *compiler) settings(to *mesh.Settings) defaults {
+	src := c.doc.Policy.Mesh
+	if src == nil {
+		c.find(diag.NoPolicy, "mesh", "the repository says nothing about the mesh", `write mesh.cue with mesh: trustDomain: "example.org"`)
+		return builtIn
+	}
+	if err := spiffe.CheckTrustDomain(src.TrustDomain); err != nil {
+		c.find(diag.BadIdentity, path("mesh").at("trustDomain"), err.Error(), `write a name of your own, as in "mesh.example.org"`)
+	} else {
+		c.trustDomain = src.TrustDomain
+	}
+	to.TrustDomain = src.TrustDomain
+	if src.MaxStale != "" {
+		to.MaxStale, _ = c.duration("mesh.maxStale", src.MaxStale)
+	}
+	return c.over(builtIn, src.Defaults, "mesh.defaults", true)
+}
+
+// checkNamespaces checks the defaults of namespaces that have no services too: nothing that is written is left unread.
+func (c *compiler) checkNamespaces() {
+	for _, ns := range slices.Sorted(maps.Keys(c.doc.Policy.Namespaces)) {
+		at := path("namespaces").at(ns)
+		c.checkLabel(at, "namespace", ns)
+		if len(c.doc.Policy.Services[ns]) == 0 {
+			c.over(builtIn, c.doc.Policy.Namespaces[ns].Defaults, at.at("defaults"), true)
+		}
+	}
+}
+
+// service is one service while it is being compiled.
+type service struct {
+	name mesh.ServiceName
+	at   path
+	src  *v1alpha1.Service
+
+	defaults defaults
+	ports    []*port // sorted by name
+	routes   []*route
+	in       mesh.Inbound
+	out      mesh.Outbound
+}
+
+// port is a port of a service, with where its settings come from.
+type port struct {
+	name     string
+	at       path
+	number   uint16
+	protocol mesh.Protocol
+	policy   value[mesh.InboundMode]
+	mtls     value[mesh.MTLSMode]
+}
+
+// http reports whether HTTP routes may stand on the port. Protocols that the sidecar does not carry yet count too, so
+// that a refused protocol is one finding and not many.
+func (p *port) http() bool {
+	return p.protocol != mesh.TCP && p.protocol != mesh.Opaque && p.protocol != mesh.TLS
+}
+
+// port finds a port by name.
+func (s *service) port(name string) *port {
+	for _, p := range s.ports {
+		if p.name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// portNames are the names of all ports for which keep holds (nil: all), sorted.
+func (s *service) portNames(keep func(*port) bool) (names []string) {
+	for _, p := range s.ports {
+		if keep == nil || keep(p) {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
+// declare is the first pass over a service: its identities, ports and defaults.
+func (c *compiler) declare(ns, name string, outer defaults) {
+	src := c.doc.Policy.Services[ns][name]
+	s := &service{name: mesh.Name(ns, name), at: path("services").at(ns, name), src: &src}
+	c.services[s.name] = s
+	c.checkLabel(s.at, "service", name)
+	s.defaults = c.over(outer, src.Defaults, s.at.at("defaults"), false)
+	c.origins[string(s.name)] = c.pos(s.at)
+
+	numbers := map[int64]*port{}
+	for _, pn := range slices.Sorted(maps.Keys(src.Ports)) {
+		p := c.port(s, pn, src.Ports[pn])
+		if other := numbers[src.Ports[pn].Port]; other != nil {
+			c.find(diag.DuplicateAddress, p.at.at("port"), fmt.Sprintf("port %d is %s's already", p.number, other.name),
+				"give each port of a service a number of its own: callers know it by that", c.pos(other.at.at("port")))
+		} else {
+			numbers[src.Ports[pn].Port] = p
+		}
+		s.ports = append(s.ports, p)
+	}
+
+	ids := c.identities(s)
+	s.in = mesh.Inbound{Service: s.name, Identities: ids, Ports: []mesh.InboundPort{}}
+	s.out = mesh.Outbound{Service: s.name, Identities: ids, Ports: []mesh.OutboundPort{}}
+	for _, p := range s.ports {
+		id := mesh.DefaultID(s.name, p.name)
+		s.in.Ports = append(s.in.Ports, mesh.InboundPort{
+			Name: p.name, Port: p.number, Protocol: p.protocol, MTLS: p.mtls.v, Default: p.policy.v, DefaultID: id,
+		})
+		s.out.Ports = append(s.out.Ports, mesh.OutboundPort{Name: p.name, Port: p.number, Protocol: p.protocol})
+		// Where nobody wrote a default, the service's declaration stands for it; mesh.Origins.BuiltIn tells them apart.
+		c.origins[id] = c.pos(s.at)
+		if p.policy.from != "" {
+			c.origins[id] = c.pos(p.policy.from)
+		}
+	}
+}
+
+// port compiles one port; a setting of its own is nearer than any default.
+func (c *compiler) port(s *service, name string, src v1alpha1.Port) *port {
+	p := &port{name: name, at: s.at.at("ports", name), protocol: mesh.Detect, policy: s.defaults.policy, mtls: s.defaults.mtls}
+	c.checkLabel(p.at, "port", name)
+	if src.Port < 1 || src.Port > 65535 {
+		c.find(diag.WrongValue, p.at.at("port"), fmt.Sprintf("%d is no port number", src.Port), "write a number from 1 to 65535")
+	} else {
+		p.number = uint16(src.Port)
+	}
+	if src.Protocol != "" {
+		p.protocol = c.protocol(p.at.at("protocol"), mesh.Protocol(src.Protocol))
+	}
+	if src.Mtls != "" {
+		p.mtls = value[mesh.MTLSMode]{c.mtls(p.at.at("mtls"), src.Mtls), p.at.at("mtls"), false}
+	}
+	if src.InboundPolicy != "" {
+		p.policy = value[mesh.InboundMode]{c.policy(p.at.at("inboundPolicy"), src.InboundPolicy), p.at.at("inboundPolicy"), false}
+	}
+	return p
+}
+
+// path is a policy path: field names and indices joined by dots.
+type path string
+
+// at is the path of something inside.
+func (p path) at(parts ...string) path { return p + "." + path(strings.Join(parts, ".")) }
+
+// index is the path of an element of a list.
+func (p path) index(i int) path { return path(fmt.Sprintf("%s.%d", p, i)) }
+
+// pos is the position of a path, or of its nearest ancestor that the author wrote.
+func (c *compiler) pos(p path) diag.Pos {
+	for at := string(p); at != ""; {
+		if pos, ok := c.doc.Positions[at]; ok {
+			return pos
+		}
+		at = at[:max(strings.LastIndexByte(at, '.'), 0)]
+	}
+	return diag.Pos{}
+}
+
+// empty reports whether the author wrote a list and left it empty. An empty list never means "all" (a decoder that
+// makes nil of it is seen through by the position of the field).
+func (c *compiler) empty(p path, n int, isNil bool) bool {
+	_, written := c.doc.Positions[string(p)]
+	return n == 0 && (!isNil || written)
+}
+
+// find adds a finding at a path.
+func (c *compiler) find(id string, at path, message, hint string, related ...diag.Pos) {
+	related = slices.DeleteFunc(related, diag.Pos.IsZero)
+	c.findings.Add(diag.Finding{ID: id, Path: string(at), Message: message, Hint: hint, Pos: c.pos(at), Related: related})
+}
+
+var (
+	label    = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`) // RFC 1123
+	ruleName = regexp.MustCompile(`^[A-Za-z0-9]([-_A-Za-z0-9]{0,61}[A-Za-z0-9])?$`)
+)
+
+// checkLabel checks a name that becomes part of a host name.
+func (c *compiler) checkLabel(at path, what, name string) {
+	if !label.MatchString(name) {
+		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for a %s", name, what),
+			"use lower-case letters, digits and '-', at most 63, no '-' at the ends (RFC 1123)")
+	}
+}
+
+// checkRuleName checks a name that becomes part of a rule's or route's id, and so of headers, logs and metric labels.
+func (c *compiler) checkRuleName(at path, what, name string) {
+	if !ruleName.MatchString(name) {
+		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for a %s", name, what),
+			"use letters, digits, '-' and '_', at most 63, with a letter or digit at the ends")
+	}
+}
+
+// lookup finds a service that a field names.
+func (c *compiler) lookup(at path, name v1alpha1.ServiceName) *service {
+	if s := c.services[mesh.ServiceName(name)]; s != nil {
+		return s
+	}
+	c.find(diag.UnknownService, at, fmt.Sprintf("no service is named %q", name), c.serviceHint(string(name)))
+	return nil
+}
+
+// serviceHint guesses which service was meant: a slip of the hand, else the same name in the only namespace that has it.
+func (c *compiler) serviceHint(name string) string {
+	if n := diag.Nearest(name, c.names); n != "" {
+		return fmt.Sprintf("did you mean %q?", n)
+	}
+	local := mesh.ServiceName(name).Local()
+	if !strings.Contains(name, "/") {
+		local = name
+	}
+	var same []string
+	for _, n := range c.names {
+		if mesh.ServiceName(n).Local() == local {
+			same = append(same, n)
+		}
+	}
+	if len(same) == 1 {
+		return fmt.Sprintf("did you mean %q?", same[0])
+	}
+	if !strings.Contains(name, "/") {
+		return `a service is named "namespace/name"`
+	}
+	return "declare it under services/" + mesh.ServiceName(name).Namespace() + "/, or name one that exists"
+}
+
+// nameHint guesses which name was meant, or lists them.
+func nameHint(name string, known []string, none string) string {
+	if n := diag.Nearest(name, known); n != "" {
+		return fmt.Sprintf("did you mean %q?", n)
+	}
+	if len(known) == 0 {
+		return none
+	}
+	return "known: " + strings.Join(known, ", ")
+}

@@ -1,0 +1,87 @@
+package compile
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+)
+
+// sidecar is the sidecar that policy is compiled for.
+type sidecar struct {
+	version      string
+	capabilities []mesh.Capability
+	protocols    []mesh.Protocol
+}
+
+var thisSidecar = sidecar{version: mesh.Version, capabilities: mesh.Enforced, protocols: mesh.EnforcedProtocols}
+
+var allProtocols = []mesh.Protocol{mesh.Detect, mesh.HTTP1, mesh.HTTP2, mesh.GRPC, mesh.TLS, mesh.TCP, mesh.Opaque}
+
+// refuse reports a construct of the language that this compiler has no form for. It is refused whatever the sidecar
+// has: a capability that is added to mesh.Enforced before the compiler writes it into the mesh must not open a hole.
+func (c *compiler) refuse(needs mesh.Capability, at path, what, hint string) {
+	c.notEnforced(at, what, hint)
+	_ = needs // named at each call so that one grep finds what a capability still lacks
+}
+
+func (c *compiler) notEnforced(at path, what, hint string) {
+	c.find(diag.NotEnforced, at, fmt.Sprintf("%s is not enforced by heddle-proxy %s", what, c.version), hint)
+}
+
+// needs are the capabilities of ports of the given protocols.
+func needs(ports []*port) []mesh.Capability {
+	var caps []mesh.Capability
+	for _, p := range ports {
+		switch p.protocol {
+		case mesh.Detect:
+			caps = append(caps, mesh.CapDetect, mesh.CapHTTP1, mesh.CapTCP)
+		case mesh.HTTP1:
+			caps = append(caps, mesh.CapHTTP1)
+		case mesh.TCP, mesh.Opaque:
+			caps = append(caps, mesh.CapTCP)
+		}
+	}
+	return caps
+}
+
+// checkNeeds fills in what a sidecar must be able to do for a service, and refuses what this one cannot.
+func (c *compiler) checkNeeds(s *service) {
+	in, out := append(needs(s.ports), mesh.CapAuthorize), needs(s.ports)
+	need := func(list *[]mesh.Capability, cap mesh.Capability, at path, what string) {
+		if !slices.Contains(c.capabilities, cap) {
+			c.notEnforced(at, what, "leave it out, or compile for a newer heddle-proxy")
+		}
+		*list = append(*list, cap)
+	}
+	for _, p := range s.ports {
+		if p.mtls.v == mesh.Permissive {
+			at := p.mtls.from
+			if at == "" {
+				at = p.at
+			}
+			need(&in, mesh.CapPermissive, at, `mtls "permissive"`)
+		}
+	}
+	for i := range s.in.Rules {
+		if r := &s.in.Rules[i]; len(r.Routes) > 0 {
+			need(&in, mesh.CapAuthorizeL7, s.ruleAt(r), "a rule by routes")
+		} else {
+			need(&in, mesh.CapAuthorize, s.ruleAt(r), "a rule")
+		}
+	}
+	for _, r := range s.routes {
+		need(&out, mesh.CapRoute, r.at, "an HTTP route")
+		if r.compiled.Timeouts.Request > 0 {
+			need(&out, mesh.CapTimeout, r.at.at("timeout"), "a timeout")
+		}
+	}
+	s.in.Needs, s.out.Needs = set(in), set(out)
+}
+
+// set sorts and removes repetitions; it is nil for none.
+func set[T ~string](list []T) []T {
+	slices.Sort(list)
+	return slices.Compact(list)
+}

@@ -1,0 +1,81 @@
+package compile
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/heddle-mesh/heddle/schema/mesh"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// TestGolden compiles the policy of each archive and compares what comes out: the mesh, its origins, the findings.
+func TestGolden(t *testing.T) {
+	archives, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(archives) == 0 {
+		t.Fatalf("no archives: %v", err)
+	}
+	for _, file := range archives {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var policy, want []txtar.File
+			files := map[string]string{}
+			for _, f := range ar.Files {
+				if strings.HasSuffix(f.Name, ".cue") {
+					policy = append(policy, f)
+					files[f.Name] = string(f.Data)
+				} else {
+					want = append(want, f)
+				}
+			}
+			got := golden(t, files)
+			if *update {
+				ar.Files = append(policy, got...)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(string(txtar.Format(&txtar.Archive{Files: want})), string(txtar.Format(&txtar.Archive{Files: got}))); d != "" {
+				t.Errorf("run with -update if you can explain it (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func golden(t *testing.T, files map[string]string) (out []txtar.File) {
+	m, origins, findings := Compile(parse(t, files))
+	if len(findings) > 0 {
+		if m != nil || origins != nil {
+			t.Error("a mesh beside findings")
+		}
+		return []txtar.File{{Name: "findings", Data: []byte(findings.Error() + "\n")}}
+	}
+	for _, c := range m.Chunks() {
+		var b bytes.Buffer
+		if err := json.Indent(&b, mesh.Canonical(c), "", "  "); err != nil {
+			t.Fatal(err)
+		}
+		b.WriteByte('\n')
+		out = append(out, txtar.File{Name: "chunk/" + c.Namespace, Data: b.Bytes()})
+	}
+	var b bytes.Buffer
+	for _, id := range slices.Sorted(maps.Keys(origins)) {
+		fmt.Fprintf(&b, "%s %s\n", id, origins[id])
+	}
+	return append(out, txtar.File{Name: "origins", Data: b.Bytes()})
+}

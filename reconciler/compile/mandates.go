@@ -1,0 +1,109 @@
+package compile
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// checkMandates checks what no service may relax, on what was compiled, wherever a value came from. A value that many
+// services share, from a default of the mesh or of a namespace, is one finding at that default.
+func (c *compiler) checkMandates(services []*service) {
+	if c.doc.Policy.Mesh == nil || c.doc.Policy.Mesh.Mandates == nil {
+		return
+	}
+	src := c.doc.Policy.Mesh.Mandates
+	const at path = "mesh.mandates"
+	exempt := c.exempt(at.at("exempt"), src)
+	if src.Mtls != "" && src.Mtls != string(mesh.Strict) {
+		c.find(diag.WrongValue, at.at("mtls"), fmt.Sprintf("a mandate can ask for %q only, not %q", mesh.Strict, src.Mtls), `write "strict", or leave it out`)
+	}
+	if src.InboundPolicy != "" && src.InboundPolicy != string(mesh.Deny) {
+		c.find(diag.WrongValue, at.at("inboundPolicy"), fmt.Sprintf("a mandate can ask for %q only, not %q", mesh.Deny, src.InboundPolicy),
+			`write "deny", or leave it out`)
+	}
+	var maxTimeout time.Duration
+	if src.MaxTimeout != "" {
+		maxTimeout, _ = c.duration(at.at("maxTimeout"), src.MaxTimeout)
+	}
+	const way = "; or name the service in mesh.mandates.exempt"
+	for _, s := range services {
+		if exempt[s.name] {
+			continue
+		}
+		for i, p := range s.in.Ports {
+			from := s.ports[i]
+			if src.Mtls == string(mesh.Strict) && p.MTLS != mesh.Strict {
+				where, whose := from.blame(from.mtls.from, from.mtls.shared, s)
+				c.find(diag.MandateMTLS, where, fmt.Sprintf(`mtls is %q%s, and the mesh mandates "strict"`, p.MTLS, whose),
+					`leave it out, or write "strict"`+way, c.pos(at.at("mtls")))
+			}
+			if src.InboundPolicy == string(mesh.Deny) && p.Default != mesh.Deny {
+				where, whose := from.blame(from.policy.from, from.policy.shared, s)
+				c.find(diag.MandatePolicy, where, fmt.Sprintf(`inboundPolicy is %q%s, and the mesh mandates "deny"`, p.Default, whose),
+					`leave it out, and allow callers by rules`+way, c.pos(at.at("inboundPolicy")))
+			}
+			if maxTimeout > 0 && from.http() {
+				c.checkMaxTimeout(s, from, maxTimeout, way)
+			}
+		}
+	}
+}
+
+// checkMaxTimeout checks the routes of one port, or its having none.
+func (c *compiler) checkMaxTimeout(s *service, p *port, most time.Duration, way string) {
+	related := c.pos("mesh.mandates.maxTimeout")
+	routed := false
+	for _, r := range s.routes {
+		if r.port != p {
+			continue
+		}
+		routed = true
+		switch t := r.timeout; {
+		case t.v == 0:
+			c.find(diag.MandateTimeout, r.at, fmt.Sprintf("the route has no timeout, and the mesh mandates at most %s", most),
+				"set timeout on the route, or in the service's defaults"+way, related)
+		case t.v > most:
+			where, whose := p.blame(t.from, t.shared, s)
+			c.find(diag.MandateTimeout, where, fmt.Sprintf("timeout is %s%s, and the mesh mandates at most %s", t.v, whose, most),
+				fmt.Sprintf("write %q or less", most)+way, related)
+		}
+	}
+	if !routed {
+		c.find(diag.MandateTimeout, p.at, fmt.Sprintf("requests to the port have no timeout, and the mesh mandates at most %s", most),
+			`set defaults: timeout, or, if the port does not speak HTTP, protocol: "tcp"`+way, related)
+	}
+}
+
+// blame is the field to point at and, where the service at hand did not write it, a word about whom it concerns.
+// Findings that repeat for many services are told once, for the first of them.
+func (p *port) blame(from path, shared bool, s *service) (path, string) {
+	if from == "" {
+		return p.at, ""
+	}
+	if shared {
+		return from, " by default"
+	}
+	return from, ""
+}
+
+// exempt reads the names that the mandates do not bind.
+func (c *compiler) exempt(at path, src *v1alpha1.Mandates) map[mesh.ServiceName]bool {
+	exempt := map[mesh.ServiceName]bool{}
+	if len(src.Exempt) > 0 && src.Mtls == "" && src.InboundPolicy == "" && src.MaxTimeout == "" {
+		c.find(diag.UnusedExempt, at, "services are exempt, and there is no mandate to exempt them from", "write a mandate, or delete the list")
+	}
+	for i, name := range src.Exempt {
+		at := at.index(i)
+		if exempt[mesh.ServiceName(name)] {
+			c.find(diag.UnusedExempt, at, fmt.Sprintf("%s is exempt already", name), "delete the repetition")
+		}
+		if s := c.lookup(at, name); s != nil {
+			exempt[s.name] = true
+		}
+	}
+	return exempt
+}
