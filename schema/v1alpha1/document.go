@@ -17,6 +17,9 @@ type Document struct {
 	// indices as numbers: "services.shop.web.httpRoutes.cart.backends.0.weight". Names that are not identifiers stand as
 	// they are, unquoted, since neither services nor ports may hold a dot.
 	Positions map[string]diag.Pos
+	// Unread names the namespaces that have findings and could therefore not be read. A reference into one of them
+	// cannot be judged. A document with unread namespaces serves to look for more findings and is never published.
+	Unread []string
 }
 
 // Pos is the position of a path or, where the author did not write it, of its nearest ancestor that has one.

@@ -1,0 +1,155 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"cuelang.org/go/cue/ast"
+	"cuelang.org/go/cue/token"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// allowedImports are the standard packages that policy may use: pure functions of their arguments.
+var allowedImports = []string{
+	"encoding/base64", "encoding/hex", "encoding/json", "list", "math", "math/bits", "net", "path", "regexp",
+	"strconv", "strings", "struct", "time",
+}
+
+// packageName is the package clause of every policy file.
+const packageName = "policy"
+
+// checkHead looks at what decides how CUE reads a file at all: its package, its imports, its attributes and its
+// numbers. A file with such a finding is not given to CUE.
+func checkHead(f *ast.File) diag.List {
+	var findings diag.List
+	add := func(id string, p token.Pos, message, hint string) {
+		pos := position(p)
+		if pos.File == "" {
+			pos = diag.Pos{File: f.Filename, Line: 1, Column: 1}
+		}
+		findings.Add(diag.Finding{ID: id, Message: message, Hint: hint, Pos: pos})
+	}
+	switch name := f.PackageName(); {
+	case name == "":
+		add(diag.WrongPackage, token.NoPos, "no package clause: CUE would pass over this file", "begin it with `package policy`")
+	case name != packageName:
+		pos := token.NoPos
+		for _, d := range f.Decls {
+			if p, ok := d.(*ast.Package); ok {
+				pos = p.Name.Pos()
+			}
+		}
+		add(diag.WrongPackage, pos, fmt.Sprintf("package %s: every policy file is of package policy", name), "write `package policy`")
+	}
+	for spec := range f.ImportSpecs() {
+		name, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			continue // the parser has said so
+		}
+		bare, _, _ := strings.Cut(name, ":")
+		if bare == v1alpha1.ImportPath || slices.Contains(allowedImports, bare) {
+			continue
+		}
+		hint := "policy may import Heddle's schema and these standard packages: " + strings.Join(allowedImports, ", ")
+		if near := diag.Nearest(name, append([]string{v1alpha1.ImportPath}, allowedImports...)); near != "" {
+			hint = fmt.Sprintf("did you mean %q?", near)
+		}
+		if strings.Contains(strings.Split(bare, "/")[0], ".") {
+			hint = "what several files share may stand in a hidden field (_name) of mesh.cue or services/*.cue, which all files below see"
+		}
+		add(diag.ForeignImport, spec.Path.Pos(), fmt.Sprintf("import of %q", name), hint)
+	}
+	ast.Walk(f, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.Attribute:
+			name, body := n.Split()
+			key, _, _ := strings.Cut(body, ",")
+			switch {
+			case name == "tag" && strings.TrimSpace(key) == "env":
+			case name == "tag":
+				add(diag.ForeignAttr, n.Pos(), fmt.Sprintf("attribute @tag(%s): only the tag env is injected", key),
+					"write `_env: *\"default\" | string @tag(env)` in mesh.cue")
+			default:
+				add(diag.ForeignAttr, n.Pos(), fmt.Sprintf("attribute @%s: policy files may not use it", name),
+					"remove it; only @tag(env) is known")
+			}
+		case *ast.BasicLit:
+			if n.Kind == token.FLOAT && strings.ContainsAny(n.Value, "eE") {
+				add(diag.WrongValue, n.Pos(), fmt.Sprintf("%s: numbers are written out, without an exponent", clip(n.Value)),
+					"write the digits, as in 8080")
+			}
+		}
+		return true
+	}, nil)
+	return findings
+}
+
+// checkFields walks the fields that an own file of a unit writes: notes their places, and finds misspelt names and
+// fields that belong to someone else. computed reports whether it has fields that the syntax does not show.
+func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bool) {
+	fence := newFence(u)
+	v := visitor{
+		field: func(path []string, fd *ast.Field) {
+			pos := position(fd.Label.Pos())
+			dotted := strings.Join(path, ".")
+			if fd.Constraint == token.ILLEGAL {
+				at.add(dotted, fd.Label.Pos())
+			}
+			if outside, ok := fence.field(path, pos); ok {
+				findings.Add(outside)
+				return
+			}
+			parent := policyShape
+			for _, name := range path[:len(path)-1] {
+				if parent != nil && parent.list {
+					parent = parent.index()
+				} else {
+					parent = parent.at(name)
+				}
+			}
+			if parent != nil && parent.fields != nil && parent.at(path[len(path)-1]) == nil {
+				findings.Add(unknownField(path, parent.names(), pos))
+			}
+		},
+		element: func(path []string, e ast.Expr) { at.add(strings.Join(path, "."), e.Pos()) },
+		other: func(path []string, n ast.Node) {
+			computed = true
+			if outside, ok := fence.other(path, n); ok {
+				findings.Add(outside)
+			}
+		},
+	}
+	v.decls(nil, f.Decls)
+	return findings, computed
+}
+
+func unknownField(path []string, known []string, pos diag.Pos) diag.Finding {
+	name := path[len(path)-1]
+	f := diag.Finding{ID: diag.UnknownField, Path: strings.Join(path, "."), Pos: pos,
+		Message: fmt.Sprintf("unknown field %s", name), Hint: "known here: " + strings.Join(known, ", ")}
+	if len(path) == 1 {
+		f.Message = fmt.Sprintf("unknown top-level field %s", name)
+	}
+	if near := diag.Nearest(name, known); near != "" {
+		f.Hint = fmt.Sprintf("did you mean %s? known here: %s", near, strings.Join(known, ", "))
+	}
+	return f
+}
+
+// clip bounds what of an author's text stands in a message, and keeps it on one line.
+func clip(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	const limit = 120
+	if len(s) <= limit {
+		return s
+	}
+	cut := limit
+	for cut > 0 && s[cut]&0xC0 == 0x80 {
+		cut--
+	}
+	return s[:cut] + "…"
+}

@@ -1,0 +1,309 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"cuelang.org/go/cue"
+	"cuelang.org/go/cue/ast"
+	"cuelang.org/go/cue/build"
+	"cuelang.org/go/cue/cuecontext"
+	cueerrors "cuelang.org/go/cue/errors"
+	"cuelang.org/go/cue/parser"
+	"cuelang.org/go/cue/token"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// frame is unified with every instance, so that a file that does not name the schema is judged by it all the same.
+const frame = `package policy
+
+import "` + v1alpha1.ImportPath + `"
+
+v1alpha1.#Repository
+`
+
+// evaluate runs CUE over one unit. It is what happens inside the child process; it reads nothing but its arguments.
+//
+// A fresh context serves each unit, since a context keeps all that it ever built. Instances are put together from
+// syntax, without CUE's module loader: nothing is looked up on a disk or in a registry, and an import that is neither
+// the schema nor a standard package has nowhere to come from.
+func evaluate(req *request, u unit) result {
+	r := result{Dir: u.Dir}
+	at := sites{}
+	var findings diag.List
+	var own []file
+	computed := false
+	for _, f := range u.Files {
+		syntax, errs := parse(req, f)
+		findings = append(findings, errs...)
+		if syntax == nil {
+			continue
+		}
+		if head := checkHead(syntax); len(head) > 0 {
+			findings = append(findings, head...)
+			continue
+		}
+		found, c := checkFields(u, syntax, at)
+		findings = append(findings, found...)
+		computed = computed || c
+		own = append(own, f)
+	}
+	above, whole := ancestors(req, u)
+	whole = whole && len(own) == len(u.Files)
+	if u.Dir == "" && req.Env != "" && !slices.ContainsFunc(own, func(f file) bool { return hasEnv(req, f) }) && len(own) > 0 {
+		findings.Add(diag.Finding{ID: diag.MissingField, Path: "_env", Pos: diag.Pos{File: "mesh.cue"},
+			Message: fmt.Sprintf("the source asks for environment %q, and mesh.cue has no field for it", req.Env),
+			Hint:    "write `_env: *\"default\" | string @tag(env)` in mesh.cue, or drop the environment from the source"})
+	}
+
+	v, errs := instance(req, append(above, own...), whole, at)
+	findings = append(findings, errs...)
+	if v.Exists() {
+		known := map[string]bool{}
+		for _, f := range findings {
+			if f.Path != "" {
+				known[f.Path] = true
+			}
+		}
+		err := v.Validate(cue.Attributes(true), cue.Definitions(true), cue.Hidden(true), cue.Concrete(true))
+		found := fromCUE(cueerrors.Errors(err), at, known)
+		if whole {
+			found = append(found, newFence(u).value(v, known)...)
+		}
+		if u.Dir == "" && whole && !v.LookupPath(cue.ParsePath("mesh")).Exists() {
+			found.Add(diag.Finding{ID: diag.MissingField, Path: "mesh", Pos: diag.Pos{File: "mesh.cue", Line: 1, Column: 1},
+				Message: "mesh is required", Hint: `write mesh: trustDomain: "…"`})
+		}
+		findings = append(findings, found...)
+	}
+	// What an ancestor's file is to blame for is said once, by the ancestor's own unit.
+	mine := map[string]bool{}
+	for _, f := range u.Files {
+		mine[f.Name] = true
+	}
+	findings = slices.DeleteFunc(findings, func(f diag.Finding) bool {
+		return u.Dir != "" && !mine[f.Pos.File] && !isSchema(f.Pos) && f.Pos.File != ""
+	})
+	for i := range findings {
+		if findings[i].Pos.IsZero() || isSchema(findings[i].Pos) {
+			if !findings[i].Pos.IsZero() {
+				findings[i].Related = append(findings[i].Related, findings[i].Pos)
+			}
+			findings[i].Pos = diag.Pos{File: u.Files[0].Name, Line: 1, Column: 1}
+		}
+	}
+	r.Findings = findings.Sorted()
+	r.Positions = at
+	if len(r.Findings) > 0 {
+		for p := range maps.Keys(at) {
+			if name, ok := strings.CutPrefix(p, "services."+u.namespace()+"."); ok && !strings.Contains(name, ".") {
+				r.Names = append(r.Names, name)
+			}
+		}
+		slices.Sort(r.Names)
+		return r
+	}
+	take(&r, u, v, at, computed)
+	return r
+}
+
+// take reads the fenced part of a sound instance.
+func take(r *result, u unit, v cue.Value, at sites, computed bool) {
+	get := func(path ...string) []byte {
+		sel := make([]cue.Selector, len(path))
+		for i, p := range path {
+			sel[i] = cue.Str(p)
+		}
+		w := v.LookupPath(cue.MakePath(sel...))
+		if !w.Exists() {
+			return nil
+		}
+		if computed {
+			at.complete(strings.Join(path, "."), w)
+		}
+		b, err := w.MarshalJSON()
+		if err != nil {
+			r.Findings = append(r.Findings, fromCUE(cueerrors.Errors(err), at, nil)...)
+		}
+		return b
+	}
+	r.Mesh = get("mesh")
+	if ns := u.namespace(); ns != "" {
+		r.Namespace = get("namespaces", ns)
+		r.Services = get("services", ns)
+		r.Workloads = get("workloads", ns)
+	}
+}
+
+// ancestors returns the files above a unit that CUE can use, and whether these are all of them.
+func ancestors(req *request, u unit) (files []file, whole bool) {
+	if u.Dir == "" {
+		return nil, true
+	}
+	whole = true
+	use := func(u unit) {
+		for _, f := range u.Files {
+			syntax, errs := parse(req, f)
+			if syntax == nil || len(errs) > 0 || len(checkHead(syntax)) > 0 {
+				whole = false
+				continue
+			}
+			if outside, _ := checkFields(u, syntax, sites{}); len(outside) > 0 {
+				whole = false
+			}
+			files = append(files, f)
+		}
+	}
+	use(unit{Dir: "", Files: req.Mesh})
+	if u.Dir != "services" {
+		use(unit{Dir: "services", Files: req.Above})
+	}
+	return files, whole
+}
+
+// parse reads one file. The syntax is nil if it cannot be used.
+func parse(req *request, f file) (*ast.File, diag.List) {
+	syntax, err := parser.ParseFile(f.Name, f.Data, parser.Version(req.Language), parser.AllErrors)
+	if err == nil {
+		return syntax, nil
+	}
+	var findings diag.List
+	for _, e := range cueerrors.Errors(err) {
+		format, args := e.Msg()
+		pos := position(e.Position())
+		if pos.File == "" {
+			pos = diag.Pos{File: f.Name, Line: 1, Column: 1}
+		}
+		if slices.ContainsFunc(findings, func(g diag.Finding) bool { return g.Pos.Line == pos.Line }) {
+			continue // one slip of the hand gives several errors on its line; the first is the one to mend
+		}
+		findings.Add(diag.Finding{ID: diag.Syntax, Message: clip(fmt.Sprintf(format, args...)), Pos: pos,
+			Hint: "this is not CUE; `cue vet` shows the same"})
+	}
+	return nil, findings
+}
+
+// instance builds the value of a unit. Files that do not compile are named in findings and left out, so that one of
+// them does not hide what is wrong with the others; references that they would have resolved are not reported then.
+func instance(req *request, files []file, whole bool, at sites) (cue.Value, diag.List) {
+	var findings diag.List
+	for len(files) > 0 {
+		v, errs := attempt(req, files)
+		if len(errs) == 0 {
+			return v, findings
+		}
+		bad := map[string]bool{}
+		var found diag.List
+		for _, e := range errs {
+			f := convert(e, at)
+			if f.ID == diag.SchemaRule || f.ID == diag.Conflict {
+				f.ID = diag.Syntax
+			}
+			for _, p := range append([]diag.Pos{f.Pos}, f.Related...) {
+				bad[p.File] = true
+			}
+			format, _ := e.Msg()
+			if !whole && strings.Contains(format, "not found") {
+				continue
+			}
+			found.Add(f)
+		}
+		findings = append(findings, found...)
+		n := len(files)
+		files = slices.DeleteFunc(slices.Clone(files), func(f file) bool { return bad[f.Name] })
+		if len(files) == n {
+			return cue.Value{}, findings
+		}
+		whole = false
+	}
+	return cue.Value{}, findings
+}
+
+// attempt builds one instance out of files.
+func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {
+	bc := build.NewContext()
+	var schema func(pos token.Pos, path string) *build.Instance
+	schema = func(_ token.Pos, path string) *build.Instance {
+		if bare, _, _ := strings.Cut(path, ":"); bare != v1alpha1.ImportPath {
+			return nil // a standard package, which the runtime knows
+		}
+		inst := bc.NewInstance("", schema)
+		inst.ImportPath = v1alpha1.ImportPath
+		inst.PkgName = "v1alpha1"
+		for _, name := range schemaNames {
+			f, err := parser.ParseFile(schemaFile+name, schemaFiles[name], parser.Version(v1alpha1.LowestLanguage))
+			if err != nil {
+				panic(err) // the embedded schema parses: every test says so
+			}
+			if err := inst.AddSyntax(f); err != nil {
+				panic(err)
+			}
+		}
+		inst.Complete()
+		return inst
+	}
+	inst := bc.NewInstance("", schema)
+	inst.PkgName = packageName
+	for _, f := range append(slices.Clone(files), file{schemaFile + "frame.cue", []byte(frame)}) {
+		syntax, err := parser.ParseFile(f.Name, f.Data, parser.Version(req.Language))
+		if err != nil {
+			return cue.Value{}, cueerrors.Errors(err)
+		}
+		if f.Name == "mesh.cue" {
+			inject(syntax, req.Env)
+		}
+		if err := inst.AddSyntax(syntax); err != nil {
+			return cue.Value{}, cueerrors.Errors(err)
+		}
+	}
+	if err := inst.Complete(); err != nil {
+		return cue.Value{}, cueerrors.Errors(err)
+	}
+	if inst.ResolutionErr != nil {
+		return cue.Value{}, cueerrors.Errors(inst.ResolutionErr)
+	}
+	vs, err := cuecontext.New().BuildInstances([]*build.Instance{inst})
+	if err != nil {
+		return cue.Value{}, cueerrors.Errors(err)
+	}
+	return vs[0], nil
+}
+
+var (
+	schemaFiles = v1alpha1.Files()
+	schemaNames = slices.Sorted(maps.Keys(schemaFiles))
+)
+
+// envField finds the field that carries @tag(env).
+func envField(f *ast.File) *ast.Field {
+	for _, d := range f.Decls {
+		fd, ok := d.(*ast.Field)
+		if !ok {
+			continue
+		}
+		for _, a := range fd.Attrs {
+			name, body := a.Split()
+			key, _, _ := strings.Cut(body, ",")
+			if name == "tag" && strings.TrimSpace(key) == "env" {
+				return fd
+			}
+		}
+	}
+	return nil
+}
+
+func hasEnv(req *request, f file) bool {
+	syntax, _ := parse(req, f)
+	return syntax != nil && envField(syntax) != nil
+}
+
+// inject does what `cue -t env=VALUE` does.
+func inject(f *ast.File, env string) {
+	if fd := envField(f); fd != nil && env != "" {
+		fd.Value = &ast.BinaryExpr{X: &ast.ParenExpr{X: fd.Value}, Op: token.AND, Y: ast.NewString(env)}
+	}
+}

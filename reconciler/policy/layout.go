@@ -1,0 +1,144 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// tree is a repository sorted by what its files are, before any of them is read as CUE.
+type tree struct {
+	mesh   []file // mesh.cue
+	above  []file // services/*.cue
+	dirs   []unit // services/<namespace>/*.cue, sorted
+	module []byte // cue.mod/module.cue
+}
+
+var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// later names directories that the design gives a meaning and this version does not read.
+var later = []string{"tests", "external", "egress", "overlays"}
+
+// layout sorts the files of a repository. Whatever looks like policy and would not be read is a finding: a file that
+// silently does nothing is worse than one that is refused.
+func layout(files map[string][]byte) (tree, diag.List) {
+	var t tree
+	var findings diag.List
+	vendored := map[string][]byte{}
+	dirs := map[string]*unit{}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data := files[name]
+		dir, base := path.Split(name)
+		dir = strings.TrimSuffix(dir, "/")
+		add := func(id, message, hint string) {
+			findings.Add(diag.Finding{ID: id, Message: message, Hint: hint, Pos: diag.Pos{File: name}})
+		}
+		if dir == "cue.mod" || strings.HasPrefix(dir, "cue.mod/") {
+			switch {
+			case name == "cue.mod/module.cue":
+				t.module = data
+			case dir == v1alpha1.VendorDir:
+				vendored[base] = data
+			}
+			continue
+		}
+		if strings.Contains("/"+name, "/cue.mod/") {
+			add(diag.NestedModule, "a second cue.mod: a policy repository is one CUE module",
+				"remove "+name[:strings.Index("/"+name, "/cue.mod/")]+"/cue.mod")
+			continue
+		}
+		under := dir == "services" || strings.HasPrefix(dir, "services/")
+		switch ext := path.Ext(base); {
+		case ext == ".cue":
+		case strings.EqualFold(ext, ".cue"):
+			add(diag.FileName, "the extension of policy files is .cue, in lower case", "rename it to "+
+				strings.TrimSuffix(base, ext)+".cue")
+			continue
+		case under && slices.Contains([]string{".yaml", ".yml", ".json", ".toml"}, ext):
+			add(diag.FileName, "only .cue files are read as policy", "write it as CUE, or move it out of services/")
+			continue
+		default:
+			continue // README, CODEOWNERS, workflows: free
+		}
+		if base[0] == '_' || base[0] == '.' {
+			add(diag.FileName, "CUE passes over files whose names begin with _ or .", "rename it")
+			continue
+		}
+		if strings.HasSuffix(base, "_tool.cue") || strings.HasSuffix(base, "_test.cue") {
+			add(diag.FileName, "CUE passes over _tool.cue and _test.cue files, and a tool file could run commands",
+				"rename it, or remove it")
+			continue
+		}
+		switch {
+		case name == "mesh.cue":
+			t.mesh = append(t.mesh, file{name, data})
+		case dir == "":
+			add(diag.FileName, "at the top of a policy repository only mesh.cue is policy",
+				"move its content into mesh.cue or into services/<namespace>/")
+		case dir == "services":
+			t.above = append(t.above, file{name, data})
+		case under && strings.Count(dir, "/") == 1:
+			ns := path.Base(dir)
+			if !dnsLabel.MatchString(ns) {
+				add(diag.FileName, fmt.Sprintf("%q is not a namespace: want a DNS label (lower-case letters, digits, -)", ns), "rename the directory")
+				continue
+			}
+			if dirs[dir] == nil {
+				dirs[dir] = &unit{Dir: dir}
+			}
+			dirs[dir].Files = append(dirs[dir].Files, file{name, data})
+		case under:
+			add(diag.FileName, "policy files stand directly in services/<namespace>/, not deeper", "move it to services/"+strings.Split(name, "/")[1]+"/")
+		default:
+			top, _, _ := strings.Cut(name, "/")
+			if strings.HasPrefix(top, ".") {
+				continue // .github and the like
+			}
+			message := fmt.Sprintf("policy files in %s/ are not understood by this version of Heddle", top)
+			hint := "policy is mesh.cue and services/<namespace>/*.cue; move or remove this file"
+			if slices.Contains(later, top) {
+				hint = "remove it until Heddle reads it, or upgrade Heddle"
+			}
+			add(diag.FileName, message, hint)
+		}
+	}
+	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
+		t.dirs = append(t.dirs, *dirs[dir])
+	}
+	if len(t.mesh) == 0 {
+		findings.Add(diag.Finding{ID: diag.NoPolicy, Message: "there is no mesh.cue: this is not a policy repository",
+			Hint: "run `heddle policy init`, or check that the source's ref is the right one"})
+	}
+	findings = append(findings, checkVendored(vendored)...)
+	return t, findings
+}
+
+// checkVendored compares a repository's copy of the schema with the VERSION beside it. An older but intact copy is
+// fine, since Heddle validates with its own; one that was edited by hand would make the pull request's check lie.
+func checkVendored(files map[string][]byte) diag.List {
+	if len(files) == 0 {
+		return nil
+	}
+	finding := func(base, message string) diag.List {
+		return diag.List{{ID: diag.StaleSchema, Message: message, Hint: "run `heddle policy upgrade`; never edit the copy by hand",
+			Pos: diag.Pos{File: v1alpha1.VendorDir + "/" + base}}}
+	}
+	raw, ok := files[v1alpha1.VersionFile]
+	if !ok {
+		return finding(v1alpha1.VersionFile, "the vendored schema has no VERSION file")
+	}
+	version, want, err := v1alpha1.ParseVersion(raw)
+	if err != nil {
+		return finding(v1alpha1.VersionFile, err.Error())
+	}
+	if got := v1alpha1.DigestOf(files); got != want {
+		return finding(v1alpha1.VersionFile, fmt.Sprintf("the vendored schema is not the %s that VERSION names: its SHA-256 is %s…, not %s…", version, got[:12], want[:12]))
+	}
+	return nil
+}

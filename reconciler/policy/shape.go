@@ -1,0 +1,73 @@
+package policy
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// shape is the structure of the policy language, read off the generated Go types: which names a struct knows, and what
+// stands in maps and lists. It is what misspelt names are told from, even where CUE, busy with another error, is silent.
+type shape struct {
+	fields map[string]*shape // of a struct; nil otherwise
+	elem   *shape            // of a map or list
+	list   bool
+}
+
+var policyShape = shapeOf(reflect.TypeFor[v1alpha1.Policy]())
+
+func shapeOf(t reflect.Type) *shape {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return shapeOf(t.Elem())
+	case reflect.Map:
+		return &shape{elem: shapeOf(t.Elem())}
+	case reflect.Slice:
+		return &shape{elem: shapeOf(t.Elem()), list: true}
+	case reflect.Struct:
+		s := &shape{fields: map[string]*shape{}}
+		for f := range fieldsOf(t) {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			s.fields[name] = shapeOf(f.Type)
+		}
+		return s
+	}
+	return &shape{}
+}
+
+func fieldsOf(t reflect.Type) func(func(reflect.StructField) bool) {
+	return func(yield func(reflect.StructField) bool) {
+		for i := range t.NumField() {
+			if !yield(t.Field(i)) {
+				return
+			}
+		}
+	}
+}
+
+// names are the fields a struct knows, sorted.
+func (s *shape) names() []string { return slices.Sorted(maps.Keys(s.fields)) }
+
+// at follows a field name; nil is "nothing is known there".
+func (s *shape) at(name string) *shape {
+	switch {
+	case s == nil:
+		return nil
+	case s.fields != nil:
+		return s.fields[name]
+	case !s.list:
+		return s.elem
+	}
+	return nil
+}
+
+// index is the shape of a list's elements.
+func (s *shape) index() *shape {
+	if s == nil || !s.list {
+		return nil
+	}
+	return s.elem
+}
