@@ -13,8 +13,8 @@
 // A service's routes are applied once, by its callers, and are not followed into the routes of their backends (as in
 // the Gateway API for meshes), so no request can go round in circles. What can go round is the author's intent: a port
 // that hands every request to another service, whose port hands every request on, and so back to the first. Each
-// caller lands one step further on, which nobody means; that is the finding RouteLoop. A port that keeps a share for
-// its own service, or has requests that no route matches handed to nobody, ends the round.
+// caller lands one step further on, which nobody means; that is the finding RouteLoop. A port that keeps a share of its
+// requests for its own service, or that no route without conditions stands on, ends the round.
 //
 // Two services may not claim one identity: `from: {service: A}` admits by identity, so it would admit B too, and a
 // workload of B could answer in A's name.

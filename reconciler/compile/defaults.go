@@ -31,8 +31,7 @@ var builtIn = defaults{
 	mtls:   value[mesh.MTLSMode]{v: mesh.Strict},
 }
 
-// over lays the defaults of a nearer level over those of an outer one. Its findings are the same however often a level
-// is read, and repetitions vanish when findings are sorted.
+// over lays the defaults of a nearer level over those of an outer one. shared says that many services get them.
 func (c *compiler) over(outer defaults, d *v1alpha1.Defaults, at path, shared bool) defaults {
 	if d == nil {
 		return outer
@@ -64,7 +63,7 @@ func (c *compiler) duration(at path, s v1alpha1.Duration) (time.Duration, bool) 
 	case d <= 0:
 		c.find(diag.WrongValue, at, fmt.Sprintf("%s is not a positive duration", s), hint+"; leave the field out for none")
 	case d > maxDuration:
-		c.find(diag.WrongValue, at, fmt.Sprintf("%s is longer than %s", s, "24h"), "write 24h or less")
+		c.find(diag.WrongValue, at, string(s)+" is longer than a day", "write 24h or less")
 	default:
 		return d, true
 	}
@@ -87,13 +86,12 @@ func (c *compiler) policy(at path, p v1alpha1.InboundPolicy) mesh.InboundMode {
 	case mesh.Deny, mesh.AllAuthenticated, mesh.AllUnauthenticated:
 		return mode
 	}
+	const hint = `write "deny", "all-authenticated" or "all-unauthenticated"`
 	switch p {
-	case "cluster-authenticated", "cluster-unauthenticated":
-		c.refuse(mesh.CapClusterPolicy, at, fmt.Sprintf("inboundPolicy %q", p), `write "deny", "all-authenticated" or "all-unauthenticated"`)
-	case "audit":
-		c.refuse(mesh.CapAudit, at, fmt.Sprintf("inboundPolicy %q", p), `write "deny", "all-authenticated" or "all-unauthenticated"`)
+	case "cluster-authenticated", "cluster-unauthenticated", "audit":
+		c.notEnforced(at, fmt.Sprintf("inboundPolicy %q", p), hint)
 	default:
-		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no inbound policy", p), `write "deny", "all-authenticated" or "all-unauthenticated"`)
+		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no inbound policy", p), hint)
 	}
 	return mesh.Deny
 }

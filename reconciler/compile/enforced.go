@@ -19,13 +19,9 @@ var thisSidecar = sidecar{version: mesh.Version, capabilities: mesh.Enforced, pr
 
 var allProtocols = []mesh.Protocol{mesh.Detect, mesh.HTTP1, mesh.HTTP2, mesh.GRPC, mesh.TLS, mesh.TCP, mesh.Opaque}
 
-// refuse reports a construct of the language that this compiler has no form for. It is refused whatever the sidecar
-// has: a capability that is added to mesh.Enforced before the compiler writes it into the mesh must not open a hole.
-func (c *compiler) refuse(needs mesh.Capability, at path, what, hint string) {
-	c.notEnforced(at, what, hint)
-	_ = needs // named at each call so that one grep finds what a capability still lacks
-}
-
+// notEnforced refuses what policy says and the sidecar does not do. What has a form in the mesh is refused by the table
+// of mesh.Enforced (see checkNeeds) and of mesh.EnforcedProtocols; what has none (retry, filters, until, …) is refused
+// where it is read, whatever the table says, since there is nothing to enforce it by.
 func (c *compiler) notEnforced(at path, what, hint string) {
 	c.find(diag.NotEnforced, at, fmt.Sprintf("%s is not enforced by heddle-proxy %s", what, c.version), hint)
 }
@@ -57,11 +53,7 @@ func (c *compiler) checkNeeds(s *service) {
 	}
 	for _, p := range s.ports {
 		if p.mtls.v == mesh.Permissive {
-			at := p.mtls.from
-			if at == "" {
-				at = p.at
-			}
-			need(&in, mesh.CapPermissive, at, `mtls "permissive"`)
+			need(&in, mesh.CapPermissive, p.mtls.from, `mtls "permissive"`)
 		}
 	}
 	for i := range s.in.Rules {

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
@@ -37,13 +38,13 @@ func (c *compiler) checkMandates(services []*service) {
 		for i, p := range s.in.Ports {
 			from := s.ports[i]
 			if src.Mtls == string(mesh.Strict) && p.MTLS != mesh.Strict {
-				where, whose := from.blame(from.mtls.from, from.mtls.shared, s)
-				c.find(diag.MandateMTLS, where, fmt.Sprintf(`mtls is %q%s, and the mesh mandates "strict"`, p.MTLS, whose),
+				c.find(diag.MandateMTLS, from.mtls.from,
+					fmt.Sprintf(`mtls is %q%s, and the mesh mandates "strict"`, p.MTLS, byDefault(from.mtls.shared)),
 					`leave it out, or write "strict"`+way, c.pos(at.at("mtls")))
 			}
 			if src.InboundPolicy == string(mesh.Deny) && p.Default != mesh.Deny {
-				where, whose := from.blame(from.policy.from, from.policy.shared, s)
-				c.find(diag.MandatePolicy, where, fmt.Sprintf(`inboundPolicy is %q%s, and the mesh mandates "deny"`, p.Default, whose),
+				c.find(diag.MandatePolicy, from.policy.from,
+					fmt.Sprintf(`inboundPolicy is %q%s, and the mesh mandates "deny"`, p.Default, byDefault(from.policy.shared)),
 					`leave it out, and allow callers by rules`+way, c.pos(at.at("inboundPolicy")))
 			}
 			if maxTimeout > 0 && from.http() {
@@ -64,30 +65,38 @@ func (c *compiler) checkMaxTimeout(s *service, p *port, most time.Duration, way 
 		routed = true
 		switch t := r.timeout; {
 		case t.v == 0:
-			c.find(diag.MandateTimeout, r.at, fmt.Sprintf("the route has no timeout, and the mesh mandates at most %s", most),
+			c.find(diag.MandateTimeout, r.at, fmt.Sprintf("the route has no timeout, and the mesh mandates at most %s", short(most)),
 				"set timeout on the route, or in the service's defaults"+way, related)
 		case t.v > most:
-			where, whose := p.blame(t.from, t.shared, s)
-			c.find(diag.MandateTimeout, where, fmt.Sprintf("timeout is %s%s, and the mesh mandates at most %s", t.v, whose, most),
-				fmt.Sprintf("write %q or less", most)+way, related)
+			c.find(diag.MandateTimeout, t.from,
+				fmt.Sprintf("timeout is %s%s, and the mesh mandates at most %s", short(t.v), byDefault(t.shared), short(most)),
+				fmt.Sprintf("write %q or less", short(most))+way, related)
 		}
 	}
 	if !routed {
-		c.find(diag.MandateTimeout, p.at, fmt.Sprintf("requests to the port have no timeout, and the mesh mandates at most %s", most),
+		c.find(diag.MandateTimeout, p.at, fmt.Sprintf("requests to the port have no timeout, and the mesh mandates at most %s", short(most)),
 			`set defaults: timeout, or, if the port does not speak HTTP, protocol: "tcp"`+way, related)
 	}
 }
 
-// blame is the field to point at and, where the service at hand did not write it, a word about whom it concerns.
-// Findings that repeat for many services are told once, for the first of them.
-func (p *port) blame(from path, shared bool, s *service) (path, string) {
-	if from == "" {
-		return p.at, ""
-	}
+// byDefault words a value that many services share. Their findings are alike, and told once.
+func byDefault(shared bool) string {
 	if shared {
-		return from, " by default"
+		return " by default"
 	}
-	return from, ""
+	return ""
+}
+
+// short is a duration as an author would write it: "1h", not "1h0m0s".
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // exempt reads the names that the mandates do not bind.

@@ -21,6 +21,7 @@ type route struct {
 	id       string
 	port     *port        // nil where it could not be resolved
 	matches  []mesh.Match // in precedence
+	broken   bool         // matches has findings, so what it holds is not what was meant
 	compiled mesh.Route   // as callers see it
 	timeout  value[time.Duration]
 }
@@ -33,17 +34,19 @@ func (c *compiler) compileRoutes(s *service) {
 		c.checkRuleName(r.at, "route", name)
 		c.origins[r.id] = c.pos(r.at)
 		r.port = c.routePort(s, r, src.Port)
+		before := len(c.findings)
 		r.matches = c.matches(r, src.Match)
+		r.broken = len(c.findings) > before
 		if src.Timeout != "" {
 			if d, ok := c.duration(r.at.at("timeout"), src.Timeout); ok {
 				r.timeout = value[time.Duration]{d, r.at.at("timeout"), false}
 			}
 		}
 		if src.Retry != nil {
-			c.refuse(mesh.CapRetry, r.at.at("retry"), "retry", "leave it out")
+			c.notEnforced(r.at.at("retry"), "retry", "leave it out")
 		}
 		if len(src.Filters) > 0 {
-			c.refuse(mesh.CapFilter, r.at.at("filters"), "filters", "leave them out")
+			c.notEnforced(r.at.at("filters"), "a filter", "leave filters out")
 		}
 		r.compiled = mesh.Route{ID: r.id, Backends: c.backends(s, r, src.Backends), Timeouts: mesh.Timeouts{Request: r.timeout.v}}
 		if r.port != nil {
@@ -252,7 +255,7 @@ func (c *compiler) path(at path, src *v1alpha1.PathMatch) mesh.PathMatch {
 	}
 	switch {
 	case src.Regex != "":
-		c.refuse(mesh.CapRegex, at.at("regex"), "a regular expression over the path", "write exact or prefix")
+		c.notEnforced(at.at("regex"), "a regular expression over the path", "write exact or prefix")
 		return mesh.PathMatch{}
 	case src.Exact != "":
 		return mesh.PathMatch{Exact: c.spelling(at.at("exact"), string(src.Exact))}
@@ -298,7 +301,7 @@ func (c *compiler) headers(at path, src map[string]v1alpha1.HeaderMatch) (out []
 		case h.Regex != "" && h.Exact != "":
 			c.find(diag.WrongValue, at, "a header match is exactly one of exact, regex; 2 are set", `write exact: "value"`)
 		case h.Regex != "":
-			c.refuse(mesh.CapRegex, at.at("regex"), "a regular expression over a header", "write exact")
+			c.notEnforced(at.at("regex"), "a regular expression over a header", "write exact")
 		case h.Exact == "":
 			c.find(diag.WrongValue, at, "the header match names no value", `write exact: "value"`)
 		case strings.TrimSpace(h.Exact) != h.Exact || strings.ContainsFunc(h.Exact, func(r rune) bool { return r < ' ' || r == 0x7f }):
@@ -355,13 +358,16 @@ func (c *compiler) checkShadowed(s *service) {
 	for i := range s.out.Ports {
 		first := map[string]mesh.Match{}
 		for _, m := range s.out.Ports[i].Matches {
+			if s.route(m.Route).broken {
+				continue
+			}
 			key := conditions(m)
 			earlier, ok := first[key]
 			if !ok {
 				first[key] = m
 				continue
 			}
-			at, by := s.routeAt(m.Route), s.routeAt(earlier.Route)
+			at, by := s.route(m.Route).at, s.route(earlier.Route).at
 			if at == by {
 				c.find(diag.ShadowedRoute, at.at("match"), "two of the route's matches ask for the same", "delete one of them")
 				continue
@@ -372,13 +378,17 @@ func (c *compiler) checkShadowed(s *service) {
 	}
 }
 
-// routeAt is the path of a compiled route.
-func (s *service) routeAt(id string) path {
-	i := slices.IndexFunc(s.routes, func(r *route) bool { return r.id == id })
-	return s.routes[i].at
+// route finds one of the service's routes by its id.
+func (s *service) route(id string) *route {
+	return s.routes[slices.IndexFunc(s.routes, func(r *route) bool { return r.id == id })]
 }
 
 func localID(id string) string { return id[strings.LastIndexByte(id, '/')+1:] }
+
+// unconditional reports whether a match takes every request.
+func unconditional(m mesh.Match) bool {
+	return m.Path == mesh.PathMatch{} && m.Method == "" && len(m.Headers) == 0
+}
 
 // hop is a port of a service.
 type hop struct {
@@ -395,21 +405,24 @@ func (c *compiler) checkLoops(services []*service) {
 		for _, p := range s.ports {
 			at := hop{s.name, p.name}
 			keeps := false
-			var to []hop
 			for _, r := range s.routes {
 				if r.port != p {
 					continue
 				}
+				var to []hop
 				for _, b := range r.compiled.Backends {
 					keeps = keeps || b.Weight > 0 && b.Service == s.name
 					if b.Weight > 0 {
 						to = append(to, hop{b.Service, b.Port})
-						where[at] = r.at.at("backends")
 					}
 				}
+				if next[at] == nil && !r.broken && slices.ContainsFunc(r.matches, unconditional) {
+					next[at], where[at] = to, r.at.at("backends")
+				}
 			}
-			if !keeps && len(to) > 0 {
-				next[at] = to
+			if keeps {
+				delete(next, at)
+			} else if len(next[at]) > 0 {
 				order = append(order, at)
 			}
 		}

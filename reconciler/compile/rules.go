@@ -34,10 +34,10 @@ func (c *compiler) compileRules(s *service) {
 			r := mesh.Rule{ID: string(s.name) + "/" + k.field + "/" + name, Action: k.action, From: c.from(at.at("from"), src.From)}
 			c.origins[r.ID] = c.pos(at)
 			if src.Until != "" {
-				c.refuse(mesh.CapUntil, at.at("until"), "until", "leave it out, and delete the rule when its time has come")
+				c.notEnforced(at.at("until"), "until", "leave it out, and delete the rule when its time has come")
 			}
 			if src.Enforce != nil && !*src.Enforce {
-				c.refuse(mesh.CapShadow, at.at("enforce"), "enforce: false", "leave the rule out until it is meant")
+				c.notEnforced(at.at("enforce"), "enforce: false", "leave the rule out until it is meant")
 			}
 			ports := c.rulePorts(s, at.at("ports"), src.Ports)
 			routes := c.ruleRoutes(s, at, src.Routes, ports)

@@ -19,10 +19,10 @@ const inboundPort = 4143
 func (c *compiler) compileWorkloads() (out []mesh.Workload) {
 	taken := map[string]path{}
 	for _, ns := range slices.Sorted(maps.Keys(c.doc.Policy.Workloads)) {
+		c.checkLabel(path("workloads").at(ns), "namespace", ns)
 		for _, name := range slices.Sorted(maps.Keys(c.doc.Policy.Workloads[ns])) {
 			src := c.doc.Policy.Workloads[ns][name]
 			at := path("workloads").at(ns, name)
-			c.checkLabel(path("workloads").at(ns), "namespace", ns)
 			c.checkLabel(at, "workload", name)
 			w := mesh.Workload{Name: ns + "/" + name, Service: mesh.Name(ns, src.Service), Address: c.address(at, src)}
 			if w.Address != "" {

@@ -15,17 +15,6 @@ const (
 	CapPermissive  Capability = "mtls-permissive"
 )
 
-// What policy can say and no sidecar enforces yet. The compiler refuses each, by name.
-const (
-	CapRetry         Capability = "http-retry"         // HTTPRoute.retry
-	CapFilter        Capability = "http-filter"        // HTTPRoute.filters
-	CapRegex         Capability = "http-regex"         // regular expressions over paths and headers
-	CapUntil         Capability = "authorize-until"    // Rule.until
-	CapShadow        Capability = "authorize-shadow"   // Rule.enforce: false
-	CapAudit         Capability = "inbound-audit"      // inboundPolicy "audit"
-	CapClusterPolicy Capability = "inbound-by-network" // inboundPolicy "cluster-…"
-)
-
 // Enforced is what the sidecar of this source tree enforces: the one table that `heddle check`, the compiler and the
 // sidecar's hello agree on. `proxy` has a test for each entry.
 var Enforced = []Capability{CapAuthorize, CapAuthorizeL7, CapDetect, CapHTTP1, CapRoute, CapTimeout, CapPermissive, CapTCP}
