@@ -12,12 +12,25 @@ import (
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
-// tree is a repository sorted by what its files are, before any of them is read as CUE.
+// blob is a file that is not read yet. Two blobs with one hash have one content.
+type blob struct {
+	name string
+	hash string
+	read func() ([]byte, error)
+}
+
+// directory is the files of a unit.
+type directory struct {
+	dir   string // as in unit.Dir
+	blobs []blob
+}
+
+// tree is a repository sorted by what its files are, before any of them is read.
 type tree struct {
-	mesh   []file // mesh.cue
-	above  []file // services/*.cue
-	dirs   []unit // services/<namespace>/*.cue, sorted
-	module []byte // cue.mod/module.cue
+	units  []directory // what is to be evaluated, ancestors first, then services/<namespace> in order
+	mesh   []blob      // mesh.cue
+	above  []blob      // services/*.cue
+	module []blob      // all of cue.mod that counts: module.cue and the vendored schema
 }
 
 var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
@@ -27,24 +40,20 @@ var later = []string{"tests", "external", "egress", "overlays"}
 
 // layout sorts the files of a repository. Whatever looks like policy and would not be read is a finding: a file that
 // silently does nothing is worse than one that is refused.
-func layout(files map[string][]byte) (tree, diag.List) {
+func layout(blobs []blob) (tree, diag.List) {
 	var t tree
 	var findings diag.List
-	vendored := map[string][]byte{}
-	dirs := map[string]*unit{}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		data := files[name]
+	dirs := map[string][]blob{}
+	for _, b := range blobs {
+		name := b.name
 		dir, base := path.Split(name)
 		dir = strings.TrimSuffix(dir, "/")
 		add := func(id, message, hint string) {
 			findings.Add(diag.Finding{ID: id, Message: message, Hint: hint, Pos: diag.Pos{File: name}})
 		}
 		if dir == "cue.mod" || strings.HasPrefix(dir, "cue.mod/") {
-			switch {
-			case name == "cue.mod/module.cue":
-				t.module = data
-			case dir == v1alpha1.VendorDir:
-				vendored[base] = data
+			if name == moduleFile || dir == v1alpha1.VendorDir {
+				t.module = append(t.module, b)
 			}
 			continue
 		}
@@ -77,22 +86,19 @@ func layout(files map[string][]byte) (tree, diag.List) {
 		}
 		switch {
 		case name == "mesh.cue":
-			t.mesh = append(t.mesh, file{name, data})
+			t.mesh = append(t.mesh, b)
 		case dir == "":
 			add(diag.FileName, "at the top of a policy repository only mesh.cue is policy",
 				"move its content into mesh.cue or into services/<namespace>/")
 		case dir == "services":
-			t.above = append(t.above, file{name, data})
+			t.above = append(t.above, b)
 		case under && strings.Count(dir, "/") == 1:
 			ns := path.Base(dir)
 			if !dnsLabel.MatchString(ns) {
 				add(diag.FileName, fmt.Sprintf("%q is not a namespace: want a DNS label (lower-case letters, digits, -)", ns), "rename the directory")
 				continue
 			}
-			if dirs[dir] == nil {
-				dirs[dir] = &unit{Dir: dir}
-			}
-			dirs[dir].Files = append(dirs[dir].Files, file{name, data})
+			dirs[dir] = append(dirs[dir], b)
 		case under:
 			add(diag.FileName, "policy files stand directly in services/<namespace>/, not deeper", "move it to services/"+strings.Split(name, "/")[1]+"/")
 		default:
@@ -108,16 +114,23 @@ func layout(files map[string][]byte) (tree, diag.List) {
 			add(diag.FileName, message, hint)
 		}
 	}
+	if len(t.mesh) > 0 {
+		t.units = append(t.units, directory{"", t.mesh})
+	}
+	if len(t.above) > 0 {
+		t.units = append(t.units, directory{"services", t.above})
+	}
 	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
-		t.dirs = append(t.dirs, *dirs[dir])
+		t.units = append(t.units, directory{dir, dirs[dir]})
 	}
 	if len(t.mesh) == 0 {
 		findings.Add(diag.Finding{ID: diag.NoPolicy, Message: "there is no mesh.cue: this is not a policy repository",
 			Hint: "run `heddle policy init`, or check that the source's ref is the right one"})
 	}
-	findings = append(findings, checkVendored(vendored)...)
 	return t, findings
 }
+
+const moduleFile = "cue.mod/module.cue"
 
 // checkVendored compares a repository's copy of the schema with the VERSION beside it. An older but intact copy is
 // fine, since Heddle validates with its own; one that was edited by hand would make the pull request's check lie.

@@ -15,15 +15,17 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +33,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/heddle-mesh/heddle/reconciler/source"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
@@ -79,6 +82,9 @@ type Evaluator struct {
 	mu    sync.Mutex // guards what follows
 	cache map[key]*part
 	turn  uint64 // counts loads, for forgetting
+
+	lastModule    module
+	lastModuleKey key
 }
 
 // key is a hash over everything that decides a directory's result: its files, its ancestors', the schema, the
@@ -109,73 +115,119 @@ func New(opts Options) *Evaluator {
 	return &Evaluator{opts: opts.withDefaults(), cache: map[key]*part{}}
 }
 
-// LoadFiles evaluates the files of a repository, by slash-separated path. env is the value for the field tagged
-// @tag(env); empty leaves the field's own default.
+// Load evaluates the files of a commit. env is the value for the field tagged @tag(env); empty leaves the field's own
+// default.
 //
-// It returns the document, or all findings. Where some directories have findings and others not, it returns both: a
-// document with what could be read, whose Unread names the rest, so that later stages can look for more findings in it.
-// Such a document must never be published. The error is a fault of this machine, not of the policy: the same call may
-// succeed later.
+// It returns a document without findings, or all findings. Where some directories have findings and others not, it
+// returns both: a document with what could be read, whose Unread names the rest, so that later stages can look for more
+// findings in it. Such a document must never be published. The document is nil where nothing could be read.
+//
+// The error is a fault of this machine or of the repository's store, not of the policy: the same call may succeed later.
+func (e *Evaluator) Load(ctx context.Context, sn *source.Snapshot, env string) (*v1alpha1.Document, diag.List, error) {
+	blobs := make([]blob, len(sn.Files))
+	for i, f := range sn.Files {
+		blobs[i] = blob{f.Path, "git " + f.Hash, func() ([]byte, error) { return sn.Read(f) }}
+	}
+	return e.load(ctx, blobs, env)
+}
+
+// LoadFiles does what [Evaluator.Load] does, for files that are not committed, by slash-separated path.
 func (e *Evaluator) LoadFiles(ctx context.Context, files map[string][]byte, env string) (*v1alpha1.Document, diag.List, error) {
+	blobs := make([]blob, 0, len(files))
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		sum := sha256.Sum256(files[name])
+		blobs = append(blobs, blob{name, string(sum[:]), func() ([]byte, error) { return files[name], nil }})
+	}
+	return e.load(ctx, blobs, env)
+}
+
+func (e *Evaluator) load(ctx context.Context, blobs []blob, env string) (*v1alpha1.Document, diag.List, error) {
 	if !hooked.Load() {
 		return nil, nil, errors.New("policy cannot be evaluated: this program does not call policy.MaybeRunChild first thing in main")
 	}
-	t, findings := layout(files)
-	language, found := checkModule(t.module)
-	findings = append(findings, found...)
-	if len(t.mesh) == 0 && len(t.above) == 0 && len(t.dirs) == 0 {
-		return nil, findings.Sorted(), nil
-	}
-
-	units, keys := t.units(language, env)
-	parts, err := e.parts(ctx, request{Language: language, Env: env, Mesh: t.mesh, Above: t.above}, units, keys)
+	t, findings := layout(blobs)
+	mod, err := e.module(t.module)
 	if err != nil {
 		return nil, nil, err
 	}
-	doc, found := assemble(units, parts)
-	findings = append(findings, found...).Sorted()
-	return doc, findings, nil
+	findings = append(findings, mod.findings...)
+	if len(t.units) == 0 {
+		return nil, findings.Sorted(), nil
+	}
+	parts, err := e.parts(ctx, t, mod.language, env)
+	if err != nil {
+		return nil, nil, err
+	}
+	doc, found := assemble(t.units, parts)
+	return doc, append(findings, found...).Sorted(), nil
 }
 
-// units lists what is to be evaluated, the ancestors first, and the key of each.
-func (t tree) units(language, env string) ([]unit, []key) {
-	sum := func(seed key, files ...[]file) key {
-		h := sha256.New()
-		h.Write(seed[:])
-		var n [8]byte
-		for _, fs := range files {
-			for _, f := range fs {
-				for _, b := range [][]byte{[]byte(f.Name), f.Data} {
-					binary.BigEndian.PutUint64(n[:], uint64(len(b)))
-					h.Write(n[:])
-					h.Write(b)
-				}
-			}
+// module is what cue.mod says.
+type module struct {
+	language string
+	findings diag.List
+}
+
+// module reads cue.mod, unless it is as it was.
+func (e *Evaluator) module(blobs []blob) (module, error) {
+	k := sum(key{}, blobs)
+	e.mu.Lock()
+	last, known := e.lastModule, e.lastModuleKey == k
+	e.mu.Unlock()
+	if known {
+		return last, nil
+	}
+	vendored := map[string][]byte{}
+	var text []byte
+	for _, b := range blobs {
+		data, err := b.read()
+		if err != nil {
+			return module{}, err
 		}
-		return key(h.Sum(nil))
+		if b.name == moduleFile {
+			text = data
+		} else {
+			vendored[path.Base(b.name)] = data
+		}
 	}
-	seed := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s", v1alpha1.Digest(), language, env))
-	var units []unit
-	var keys []key
-	if len(t.mesh) > 0 {
-		units = append(units, unit{Dir: "", Files: t.mesh})
-		keys = append(keys, sum(seed, t.mesh))
+	m := checkModule(text)
+	m.findings = append(m.findings, checkVendored(vendored)...)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lastModule, e.lastModuleKey = m, k
+	return m, nil
+}
+
+// sum is a key over names and contents.
+func sum(seed key, lists ...[]blob) key {
+	h := sha256.New()
+	h.Write(seed[:])
+	for _, blobs := range lists {
+		fmt.Fprintf(h, "%d files\n", len(blobs))
+		for _, b := range blobs {
+			fmt.Fprintf(h, "%q %q\n", b.name, b.hash)
+		}
 	}
-	if len(t.above) > 0 {
-		units = append(units, unit{Dir: "services", Files: t.above})
-		keys = append(keys, sum(seed, t.mesh, t.above))
-	}
-	above := sum(seed, t.mesh, t.above)
-	for _, u := range t.dirs {
-		units = append(units, u)
-		keys = append(keys, sum(above, u.Files))
-	}
-	return units, keys
+	return key(h.Sum(nil))
 }
 
 // parts returns the part of each unit, from the cache or from children.
-func (e *Evaluator) parts(ctx context.Context, req request, units []unit, keys []key) ([]*part, error) {
-	out := make([]*part, len(units))
+func (e *Evaluator) parts(ctx context.Context, t tree, language, env string) ([]*part, error) {
+	seed := key(sha256.Sum256(fmt.Appendf(nil, "%q %q %q", v1alpha1.Digest(), language, env)))
+	above := sum(seed, t.mesh, t.above)
+	keys := make([]key, len(t.units))
+	for i, d := range t.units {
+		switch {
+		case d.dir == "":
+			keys[i] = sum(seed, t.mesh)
+		case d.dir == "services":
+			keys[i] = above
+		default:
+			keys[i] = sum(above, d.blobs)
+		}
+	}
+
+	out := make([]*part, len(t.units))
 	var todo []int
 	e.mu.Lock()
 	e.turn++
@@ -190,25 +242,39 @@ func (e *Evaluator) parts(ctx context.Context, req request, units []unit, keys [
 	}
 	maps.DeleteFunc(e.cache, func(_ key, p *part) bool { return p.used+keep < turn })
 	e.mu.Unlock()
+	if len(todo) == 0 {
+		return out, nil
+	}
 
+	req := request{Language: language, Env: env}
+	var err error
+	if req.Mesh, err = contents(t.mesh); err != nil {
+		return nil, err
+	}
+	if req.Above, err = contents(t.above); err != nil {
+		return nil, err
+	}
+	units := make([]unit, len(todo))
+	for i, j := range todo {
+		units[i].Dir = t.units[j].dir
+		if units[i].Files, err = contents(t.units[j].blobs); err != nil {
+			return nil, err
+		}
+	}
 	// A child costs some 20 ms to start: a few directories are not worth a second one.
 	const enough = 4
 	workers := max(1, min(e.opts.Workers, len(todo)/enough))
 	g, ctx := errgroup.WithContext(ctx)
 	for w := range workers {
-		batch := todo[w*len(todo)/workers : (w+1)*len(todo)/workers]
+		first, last := w*len(todo)/workers, (w+1)*len(todo)/workers
 		g.Go(func() error {
-			us := make([]unit, len(batch))
-			for i, j := range batch {
-				us[i] = units[j]
-			}
-			return e.run(ctx, req, us, func(i int, r result) error {
+			return e.run(ctx, req, units[first:last], func(i int, r result) error {
 				p, err := decode(r)
 				if err != nil {
-					return fmt.Errorf("reading what %s evaluates to: %w", name(us[i]), err)
+					return fmt.Errorf("reading what %s evaluates to: %w", name(units[first+i]), err)
 				}
+				j := todo[first+i]
 				p.used = turn
-				j := batch[i]
 				out[j] = p
 				e.mu.Lock()
 				defer e.mu.Unlock()
@@ -218,6 +284,18 @@ func (e *Evaluator) parts(ctx context.Context, req request, units []unit, keys [
 		})
 	}
 	return out, g.Wait()
+}
+
+func contents(blobs []blob) ([]file, error) {
+	files := make([]file, len(blobs))
+	for i, b := range blobs {
+		data, err := b.read()
+		if err != nil {
+			return nil, err
+		}
+		files[i] = file{b.name, data}
+	}
+	return files, nil
 }
 
 // decode reads a child's answer, as strictly as anything from outside.
@@ -240,7 +318,7 @@ func decode(r result) (*part, error) {
 }
 
 // assemble joins the parts of a repository into a document.
-func assemble(units []unit, parts []*part) (*v1alpha1.Document, diag.List) {
+func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) {
 	var findings diag.List
 	size := 0
 	for _, p := range parts {
@@ -255,8 +333,8 @@ func assemble(units []unit, parts []*part) (*v1alpha1.Document, diag.List) {
 	for i, p := range parts {
 		findings = append(findings, p.findings...)
 		u := units[i]
-		ns := u.namespace()
-		if u.Dir == "" {
+		ns := unit{Dir: u.dir}.namespace()
+		if u.dir == "" {
 			root, doc.Policy.Mesh = p, p.mesh
 		}
 		for path, pos := range p.positions {
@@ -272,8 +350,8 @@ func assemble(units []unit, parts []*part) (*v1alpha1.Document, diag.List) {
 			continue
 		}
 		if root != nil && root.mesh != nil && p.rawMesh != root.rawMesh {
-			findings.Add(diag.Finding{ID: diag.OutsideFence, Path: "mesh", Pos: diag.Pos{File: u.Files[0].Name, Line: 1, Column: 1},
-				Message: fmt.Sprintf("%s/ may not write mesh: it belongs to mesh.cue", u.Dir), Hint: "a reference or comprehension in this directory sets a field of mesh; remove it"})
+			findings.Add(diag.Finding{ID: diag.OutsideFence, Path: "mesh", Pos: diag.Pos{File: u.blobs[0].name, Line: 1, Column: 1},
+				Message: fmt.Sprintf("%s/ may not write mesh: it belongs to mesh.cue", u.dir), Hint: "a reference or comprehension in this directory sets a field of mesh; remove it"})
 		}
 		if p.namespace != nil {
 			doc.Policy.Namespaces[ns] = *p.namespace
@@ -291,30 +369,33 @@ func assemble(units []unit, parts []*part) (*v1alpha1.Document, diag.List) {
 var languageVersion = regexp.MustCompile(`language\s*:\s*\{?\s*version\s*:\s*"([^"]*)"`)
 
 // checkModule looks at cue.mod/module.cue. A repository without one is read in the lowest language version.
-func checkModule(module []byte) (language string, findings diag.List) {
-	const name = "cue.mod/module.cue"
-	language = v1alpha1.LowestLanguage
-	if i := strings.Index(string(module), "github.com/heddle-mesh/heddle"); i >= 0 {
-		line := 1 + strings.Count(string(module[:i]), "\n")
-		findings.Add(diag.Finding{ID: diag.ForeignImport, Pos: diag.Pos{File: name, Line: line},
+func checkModule(text []byte) module {
+	m := module{language: v1alpha1.LowestLanguage}
+	line := func(offset int) diag.Pos {
+		return diag.Pos{File: moduleFile, Line: 1 + bytes.Count(text[:offset], []byte("\n"))}
+	}
+	if i := bytes.Index(text, []byte("github.com/heddle-mesh/heddle")); i >= 0 {
+		m.findings.Add(diag.Finding{ID: diag.ForeignImport, Pos: line(i),
 			Message: "the schema is named as a dependency and also vendored under cue.mod/pkg: CUE calls that import ambiguous",
 			Hint:    "remove it from module.cue; the copy under cue.mod/pkg is enough"})
 	}
-	m := languageVersion.FindSubmatchIndex(module)
-	if m == nil {
-		return language, findings
+	at := languageVersion.FindSubmatchIndex(text)
+	if at == nil {
+		return m
 	}
-	got := string(module[m[2]:m[3]])
+	got := string(text[at[2]:at[3]])
 	v, ok := version(got)
 	low, _ := version(v1alpha1.LowestLanguage)
 	high, _ := version(v1alpha1.HighestLanguage)
 	if !ok || v < low || v > high {
-		findings.Add(diag.Finding{ID: diag.WrongValue, Path: "language.version", Pos: diag.Pos{File: name, Line: 1 + strings.Count(string(module[:m[0]]), "\n")},
-			Message: fmt.Sprintf("language version %q is not one this Heddle reads", clip(got)),
-			Hint:    fmt.Sprintf("write %q; %s to %s are read", v1alpha1.LowestLanguage, v1alpha1.LowestLanguage, v1alpha1.HighestLanguage)})
-		return language, findings
+		m.findings.Add(diag.Finding{ID: diag.WrongValue, Path: "language.version", Pos: line(at[2]),
+			Message: fmt.Sprintf("language version %q is not one that this Heddle reads", clip(got)),
+			Hint: fmt.Sprintf("write %q; %s to %s are read", v1alpha1.LowestLanguage,
+				v1alpha1.LowestLanguage, v1alpha1.HighestLanguage)})
+		return m
 	}
-	return got, findings
+	m.language = got
+	return m
 }
 
 // version makes a number of "v0.17.1" that orders as versions do.
