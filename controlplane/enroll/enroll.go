@@ -253,7 +253,8 @@ func grant(m *mesh.Mesh, workload string, service mesh.ServiceName) (Grant, erro
 	}
 	in, ok := m.InboundOf(g.Service)
 	if !ok || len(in.Identities) == 0 {
-		return Grant{}, fmt.Errorf("%w: there is no service %s in the release at hand; commit it to the policy repository, "+
+		g.Identity = spiffe.ServiceID(m.Settings.TrustDomain, g.Service)
+		return g, fmt.Errorf("%w: there is no service %s in the release at hand; commit it to the policy repository, "+
 			"or make a token for another service", ErrUnknown, g.Service)
 	}
 	if g.Identity == "" {
@@ -265,7 +266,9 @@ func grant(m *mesh.Mesh, workload string, service mesh.ServiceName) (Grant, erro
 	return g, nil
 }
 
-// Grant returns what policy gives a workload now; an error says why it gets nothing.
+// Grant returns what policy gives a workload now; an error says why it gets nothing. With ErrUnknown the grant is the one
+// that the service would have by default: enough to recognise a sidecar whose service was taken out of policy, never to
+// sign for.
 func (r *Register) Grant(workload string) (Grant, error) {
 	r.mu.Lock()
 	e := r.hosts[workload]
@@ -343,7 +346,9 @@ func (r *Register) Enrol(ctx context.Context, q *proxyapi.EnrolRequest) (*proxya
 // clip bounds what a stranger may write into the log.
 func clip(s string) string { return s[:min(len(s), 128)] }
 
-func refuse(code codes.Code, format string, args ...any) error { return status.Errorf(code, format, args...) }
+func refuse(code codes.Code, format string, args ...any) error {
+	return status.Errorf(code, format, args...)
+}
 
 func (r *Register) enrol(q *proxyapi.EnrolRequest, now time.Time) (*proxyapi.EnrolResponse, string, error) {
 	switch {

@@ -33,8 +33,8 @@ type Edge struct {
 	Success *float64 `json:"success"`
 	// DeniedPerSecond counts what policy refused, on whichever side saw more.
 	DeniedPerSecond float64 `json:"deniedPerSecond"`
-	// P50, P95 and P99 are latencies in milliseconds, each the upper bound of its bucket's share; null where there were
-	// no requests.
+	// P50, P95 and P99 are latencies in milliseconds, interpolated within their buckets; null where there were no
+	// requests.
 	P50 *float64 `json:"p50"`
 	P95 *float64 `json:"p95"`
 	P99 *float64 `json:"p99"`
