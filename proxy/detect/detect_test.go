@@ -1,0 +1,61 @@
+package detect
+
+import "testing"
+
+func TestFirst(t *testing.T) {
+	for _, c := range []struct {
+		name, in string
+		want     Protocol
+	}{
+		{"nothing", "", NeedMore},
+		{"one letter", "G", NeedMore},
+		{"method", "GET", NeedMore},
+		{"half a target", "GET /very/lo", NeedMore},
+		{"half a version", "GET / HTT", NeedMore},
+		{"get", "GET / HTTP/1.1\r\n", HTTP1},
+		{"http/1.0", "GET / HTTP/1.0\r\n\r\n", HTTP1},
+		{"absolute form", "GET http://api.shop.mesh/ HTTP/1.1\r\n", HTTP1},
+		{"connect", "CONNECT a:1 HTTP/1.1\r\n", HTTP1},
+		{"unusual method", "M-SEARCH * HTTP/1.1\r\n", HTTP1},
+		{"http/0.9", "GET /\r\n", Opaque},
+		{"bare method and newline", "GET\r\n", Opaque},
+		{"two spaces", "GET  / HTTP/1.1\r\n", Opaque},
+		{"http/2 prior knowledge", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HTTP2},
+		{"half a preface", "PRI * HTTP/2", NeedMore},
+		{"almost a preface", "PRI * HTTP/3.0\r\n", Opaque},
+		{"PRI as a method", "PRI * HTTP/1.1\r\n", HTTP1},
+		{"client hello", "\x16\x03\x01\x02\x00\x01\x00", TLS},
+		{"half a record header", "\x16\x03\x01", NeedMore},
+		{"server hello", "\x16\x03\x03\x00\x7a\x02", Opaque},
+		{"record of version 2", "\x16\x02", Opaque},
+		{"redis", "*1\r\n$4\r\nPING\r\n", Opaque},
+		{"redis inline", "PING\r\n", Opaque},
+		{"postgres", "\x00\x00\x00\x08\x04\xd2\x16\x2f", Opaque},
+		{"smtp", "EHLO mail.example\r\n", Opaque},
+		{"smtp two words", "MAIL FROM:<a@b> SIZE=1\r\n", Opaque},
+		{"zero", "\x00", Opaque},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := First([]byte(c.in)); got != c.want {
+				t.Errorf("First(%q) = %v, want %v", c.in, got, c.want)
+			}
+		})
+	}
+}
+
+// An answer other than NeedMore is final: every longer input gives the same, and every shorter one the same or NeedMore.
+func FuzzFirst(f *testing.F) {
+	for _, s := range []string{"GET / HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00", "PRI * HTTP/1.1\r\n", "PING\r\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		decided := NeedMore
+		for i := range len(b) + 1 {
+			p := First(b[:i])
+			if decided != NeedMore && p != decided {
+				t.Fatalf("First(%q) = %v, but of %q it was %v", b[:i], p, b[:i-1], decided)
+			}
+			decided = p
+		}
+	})
+}

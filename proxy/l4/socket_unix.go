@@ -1,0 +1,41 @@
+//go:build unix
+
+package l4
+
+import (
+	"io"
+	"syscall"
+)
+
+const nonblocking = true
+
+// readNow reads from inside the RawConn's Read, where the descriptor is safe to use.
+func (s *socket) readNow(b []byte) (int, error) {
+	for {
+		n, err := syscall.Read(int(s.fd), b)
+		switch {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return 0, errAgain
+		case err != nil:
+			return 0, err
+		case n == 0 && len(b) > 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+func (s *socket) dead() bool {
+	if s.raw == nil {
+		return false
+	}
+	dead := false
+	err := s.raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		dead = err != syscall.EAGAIN && err != syscall.EINTR
+	})
+	return dead || err != nil
+}

@@ -1,0 +1,249 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/heddle-mesh/heddle/proxy/detect"
+	"github.com/heddle-mesh/heddle/proxy/identity"
+	"github.com/heddle-mesh/heddle/proxy/l4"
+	"github.com/heddle-mesh/heddle/proxy/observe"
+	"github.com/heddle-mesh/heddle/proxy/pipeline"
+	"github.com/heddle-mesh/heddle/proxy/upstream"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+)
+
+// Env is what both stacks work with. All of it is shared and lives as long as the sidecar.
+type Env struct {
+	Current   *pipeline.Current
+	Identity  *identity.Source
+	Metrics   *observe.Registry
+	Transport *upstream.Transport
+	// Want asks for a destination that the config does not have yet; it returns at once. The stack then waits for the
+	// next Pipeline. Outbound only.
+	Want func(mesh.ServiceName)
+	// Limits bound what a connection may take; zero fields are the defaults.
+	Limits Limits
+}
+
+// Limits bound a connection in time and the stack in connections.
+type Limits struct {
+	Head      time.Duration // to send a whole request head, and to finish a handshake; 10 s
+	Idle      time.Duration // an inbound or outbound keep-alive connection without a request; 5 min
+	Body      time.Duration // between two reads of a request's body; 5 min
+	Write     time.Duration // for a client to take in one write of ours; 60 s
+	Detect    time.Duration // to show a protocol; detect.Window
+	Pending   time.Duration // for a destination to become known; 3 s
+	Tunnel    time.Duration // without a byte in either direction; l4.Idle
+	Conns     int           // open client connections of one stack; 20,000
+	Interim   int           // 1xx responses to one request; 16
+	Endpoints int           // endpoints tried for one request; 3
+}
+
+func (l *Limits) defaults() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&l.Head, 10*time.Second)
+	set(&l.Idle, 5*time.Minute)
+	set(&l.Body, 5*time.Minute)
+	set(&l.Write, time.Minute)
+	set(&l.Detect, detect.Window)
+	set(&l.Pending, 3*time.Second)
+	set(&l.Tunnel, l4.Idle)
+	for _, n := range []struct {
+		p *int
+		v int
+	}{{&l.Conns, 20_000}, {&l.Interim, 16}, {&l.Endpoints, 3}} {
+		if *n.p == 0 {
+			*n.p = n.v
+		}
+	}
+}
+
+// stack is what inbound and outbound have in common: listeners, the client connections that are open, and the end.
+type stack struct {
+	Env
+	// base ends the connections' own waits (dialling, waiting for config) when the drain is over.
+	base context.Context
+	kill context.CancelFunc
+
+	slots    chan struct{} // one is taken for each open connection
+	draining atomic.Bool
+	conns    sync.WaitGroup
+
+	mu        sync.Mutex // guards live and listeners
+	live      map[*client]struct{}
+	listeners map[net.Listener]struct{}
+}
+
+func newStack(env Env) *stack {
+	env.Limits.defaults()
+	s := &stack{Env: env, slots: make(chan struct{}, env.Limits.Conns), live: map[*client]struct{}{}, listeners: map[net.Listener]struct{}{}}
+	s.base, s.kill = context.WithCancel(context.Background())
+	return s
+}
+
+// client is one connection that was accepted. Its goroutine owns it; others may only retire or abort it.
+type client struct {
+	*l4.Conn
+	stack *stack
+
+	// state says whether its goroutine waits for a request, so that it may be woken without harm.
+	state   atomic.Int32
+	closing atomic.Bool // no further request after the one at hand
+
+	// Of a connection under mutual TLS, else zero: who it is and until when that holds.
+	peer    string
+	expires time.Time
+
+	mu    sync.Mutex  // guards judge
+	judge func() bool // of a tunnel: whether it is still allowed
+}
+
+const (
+	busy int32 = iota
+	idle
+	woken
+)
+
+// retire lets the connection end at the next moment at which no request is lost.
+func (c *client) retire() {
+	c.closing.Store(true)
+	if c.state.CompareAndSwap(idle, woken) {
+		c.Wake()
+	}
+}
+
+// tunnelled marks the connection as a tunnel that allowed decides about.
+func (c *client) tunnelled(allowed func() bool) {
+	c.mu.Lock()
+	c.judge = allowed
+	c.mu.Unlock()
+}
+
+// allowed asks again whether a tunnel may go on; what is no tunnel is judged by request.
+func (c *client) allowed() bool {
+	c.mu.Lock()
+	judge := c.judge
+	c.mu.Unlock()
+	return judge == nil || judge()
+}
+
+// serve accepts until the listener is closed by Drain, or fails for good. Each connection gets a goroutine of its own,
+// which Drain waits for. handle must end the connection.
+func (s *stack) serve(ctx context.Context, ln net.Listener, handle func(*client)) error {
+	s.mu.Lock()
+	if s.draining.Load() {
+		s.mu.Unlock()
+		ln.Close()
+		return nil
+	}
+	s.listeners[ln] = struct{}{}
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	defer ln.Close()
+	backoff := time.Duration(0)
+	for {
+		select {
+		case s.slots <- struct{}{}: // beyond the limit the kernel's backlog is the queue
+		case <-ctx.Done():
+			return nil
+		}
+		nc, err := ln.Accept()
+		if err != nil {
+			<-s.slots
+			if errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			// Out of descriptors, or the peer has gone again: neither may end the listener.
+			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+			select {
+			case <-time.After(backoff):
+			case <-ctx.Done():
+				return nil
+			}
+			continue
+		}
+		backoff = 0
+		c := &client{Conn: l4.New(nc.(*net.TCPConn)), stack: s}
+		s.mu.Lock()
+		if s.draining.Load() {
+			s.mu.Unlock()
+			c.Abort()
+			<-s.slots
+			return nil
+		}
+		s.live[c] = struct{}{}
+		s.conns.Add(1) // under mu and before draining is set, so that Drain waits for it
+		s.mu.Unlock()
+		go s.serveClient(c, handle)
+	}
+}
+
+// serveClient is the goroutine of one client connection.
+func (s *stack) serveClient(c *client, handle func(*client)) {
+	defer func() {
+		s.mu.Lock()
+		delete(s.live, c)
+		s.mu.Unlock()
+		<-s.slots
+		s.conns.Done()
+	}()
+	handle(c)
+}
+
+// each calls f for the connections that are open now.
+func (s *stack) each(f func(*client)) {
+	s.mu.Lock()
+	all := make([]*client, 0, len(s.live))
+	for c := range s.live {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		f(c)
+	}
+}
+
+// Drain stops accepting, lets requests under way finish, closes idle connections and asks clients to close the others.
+// It returns when none is open, or aborts those that are when ctx ends and returns ctx's error. Tunnels last until their
+// ends close them, or until ctx ends.
+func (s *stack) Drain(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining.Store(true)
+	for ln := range s.listeners {
+		ln.Close()
+	}
+	s.mu.Unlock()
+	s.each((*client).retire)
+	done := make(chan struct{})
+	go func() {
+		s.conns.Wait()
+		close(done)
+	}()
+	defer s.kill()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.kill()
+		s.each(func(c *client) { c.Abort() })
+		<-done
+		return ctx.Err()
+	}
+}
+
+// Open is the number of open client connections.
+func (s *stack) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.live)
+}
