@@ -9,7 +9,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Pos is a place in a policy repository. The zero Pos means "no single line", as for a missing file.
@@ -66,17 +68,35 @@ type Finding struct {
 	Related []Pos `json:"related,omitempty"`
 }
 
-// String is "file:line:col: path: message [ID]", one line, without the hint.
+// String is "file:line:col: path: message [ID]", without the hint. It is one printable line, whatever an author has put
+// into names and values.
 func (f Finding) String() string {
 	var b strings.Builder
-	b.WriteString(f.Pos.String())
+	b.WriteString(printable(f.Pos.String()))
 	b.WriteString(": ")
 	if f.Path != "" {
-		b.WriteString(f.Path)
+		b.WriteString(printable(f.Path))
 		b.WriteString(": ")
 	}
-	b.WriteString(f.Message)
+	b.WriteString(printable(f.Message))
 	fmt.Fprintf(&b, " [%s]", f.ID)
+	return b.String()
+}
+
+// printable escapes what would move a terminal's cursor, break a line of a log or turn the direction of the text.
+func printable(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			q := strconv.QuoteRune(r)
+			b.WriteString(q[1 : len(q)-1])
+		}
+	}
 	return b.String()
 }
 
@@ -116,7 +136,7 @@ func (l List) Error() string {
 		b.WriteString(f.String())
 		if f.Hint != "" {
 			b.WriteString("\n  hint: ")
-			b.WriteString(f.Hint)
+			b.WriteString(printable(f.Hint))
 		}
 	}
 	return b.String()

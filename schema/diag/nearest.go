@@ -5,8 +5,12 @@ package diag
 func Nearest(name string, known []string) string {
 	best, bestDist := "", 0
 	for _, k := range known {
+		most := max(len(name), len(k)) / 3
+		if len(name)-len(k) > most || len(k)-len(name) > most {
+			continue // the lengths alone differ by more; spares the table in a mesh of thousands of names
+		}
 		d := distance(name, k)
-		if d <= max(len(name), len(k))/3 && (best == "" || d < bestDist) {
+		if d <= most && (best == "" || d < bestDist) {
 			best, bestDist = k, d
 		}
 	}

@@ -1,0 +1,228 @@
+package diag
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// constants reads the IDs out of catalogue.go: name → value.
+func constants(t *testing.T) map[string]string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "catalogue.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]string{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		if v, ok := n.(*ast.ValueSpec); ok && len(v.Values) == 1 {
+			if lit, ok := v.Values[0].(*ast.BasicLit); ok {
+				if out[v.Names[0].Name], err = strconv.Unquote(lit.Value); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return true
+	})
+	return out
+}
+
+func TestCatalogue(t *testing.T) {
+	known := map[string]bool{}
+	for name, id := range constants(t) {
+		if !regexp.MustCompile(`^HDL\d{4}$`).MatchString(id) {
+			t.Errorf("%s is %q", name, id)
+		}
+		if known[id] {
+			t.Errorf("%s has the ID of another check, %s", name, id)
+		}
+		known[id] = true
+		if _, ok := Explain(id); !ok {
+			t.Errorf("%s (%s) is not explained in the catalogue", name, id)
+		}
+	}
+	if len(known) < 40 {
+		t.Fatalf("only %d constants found", len(known))
+	}
+	if !slices.IsSortedFunc(Catalogue, func(a, b Check) int { return strings.Compare(a.ID, b.ID) }) {
+		t.Error("the catalogue is not sorted by ID")
+	}
+	titles := map[string]bool{}
+	for _, c := range Catalogue {
+		if !known[c.ID] {
+			t.Errorf("the catalogue explains %s, which is no constant or is explained twice", c.ID)
+		}
+		delete(known, c.ID)
+		for what, s := range map[string]string{"title": c.Title, "why": c.Why, "mend": c.Mend} {
+			if s == "" || strings.TrimSpace(s) != s || strings.ContainsAny(s, "\n\t") || strings.HasSuffix(s, ".") {
+				t.Errorf("%s: %s is no line: %q", c.ID, what, s)
+			}
+		}
+		if titles[c.Title] {
+			t.Errorf("%s: another check has the title %q", c.ID, c.Title)
+		}
+		titles[c.Title] = true
+	}
+	if _, ok := Explain("HDL9999"); ok {
+		t.Error("an ID that does not exist is explained")
+	}
+}
+
+// sample has everything that a renderer must cope with.
+var sample = List{
+	{ID: WeightSum, Path: "services.shop.web.httpRoutes.cart.backends", Message: "the weights sum to 90",
+		Hint: "let them sum to 100", Pos: Pos{"services/shop/web.cue", 14, 3}},
+	{ID: DuplicateAddress, Path: "workloads.shop.w2.address", Message: "10.0.0.1:4143 is the address of workloads.shop.w1 already",
+		Pos: Pos{"services/shop/web.cue", 20, 9}, Related: []Pos{{"services/shop/a b,c:d.cue", 7, 2}, {}}},
+	{ID: FileName, Message: "100% hostile\n::error file=x::gotcha </details> <script>", Pos: Pos{File: "a,b:c%\n.cue"}},
+	{ID: NoPolicy, Message: "the repository says nothing about the mesh"},
+	{ID: "HDL9998", Message: "from a later version", Pos: Pos{File: "mesh.cue", Line: 2}},
+}
+
+func TestRender(t *testing.T) {
+	for name, render := range map[string]func(*bytes.Buffer, List) error{
+		"text":   func(b *bytes.Buffer, l List) error { return Text(b, l, false) },
+		"color":  func(b *bytes.Buffer, l List) error { return Text(b, l, true) },
+		"json":   func(b *bytes.Buffer, l List) error { return JSON(b, l) },
+		"sarif":  func(b *bytes.Buffer, l List) error { return SARIF(b, l, "0.1.0") },
+		"github": func(b *bytes.Buffer, l List) error { return GitHub(b, l) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got, empty bytes.Buffer
+			if err := errors.Join(render(&got, sample), render(&empty, nil)); err != nil {
+				t.Fatal(err)
+			}
+			all := got.String() + "-- none --\n" + empty.String()
+			file := "testdata/" + name + ".golden"
+			if *update {
+				if err := os.WriteFile(file, []byte(all), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), all); d != "" {
+				t.Errorf("run with -update if you can explain it (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// TestGitHubOneCommandALine: what an author writes neither ends a command nor starts one.
+func TestGitHubOneCommandALine(t *testing.T) {
+	var b bytes.Buffer
+	if err := GitHub(&b, sample); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+	if len(lines) != len(sample) {
+		t.Fatalf("%d lines for %d findings:\n%s", len(lines), len(sample), &b)
+	}
+	for _, l := range lines {
+		if strings.Count(l, "::error ") != 1+strings.Count(l, "%0A::error ") || !strings.HasPrefix(l, "::error ") {
+			t.Errorf("not one command: %s", l)
+		}
+	}
+}
+
+// TestPrintable: text for people is one printable line a finding, whatever it quotes.
+func TestPrintable(t *testing.T) {
+	hostile := List{{ID: Symlink, Path: "a\x1b[2J", Message: "b\r\nc\u202ed", Pos: Pos{File: "e\x00f"}}}
+	var b bytes.Buffer
+	if err := Text(&b, hostile, false); err != nil {
+		t.Fatal(err)
+	}
+	const want = `e\x00f: a\x1b[2J: b\r\nc\u202ed [HDL0101]`
+	if b.String() != want+"\n" || hostile.Error() != want || hostile[0].String() != want {
+		t.Errorf("got  %q\nwant %q", b.String(), want)
+	}
+}
+
+func TestJSONReadsBack(t *testing.T) {
+	var b bytes.Buffer
+	if err := JSON(&b, sample); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		APIVersion, Kind string
+		Items            List
+	}
+	if err := json.Unmarshal(b.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(sample, got.Items); d != "" || got.APIVersion != "heddle/v1" || got.Kind != "Findings" {
+		t.Errorf("%s %s (-want +got):\n%s", got.APIVersion, got.Kind, d)
+	}
+}
+
+func TestListSorted(t *testing.T) {
+	a := Finding{ID: "HDL0001", Message: "m", Pos: Pos{"a.cue", 2, 1}}
+	b := Finding{ID: "HDL0001", Message: "m", Pos: Pos{"a.cue", 10, 1}}
+	c := Finding{ID: "HDL0002", Message: "m", Pos: Pos{"a.cue", 10, 1}}
+	none := Finding{ID: "HDL0003", Message: "m"}
+	in := List{c, b, none, a, b}
+	if d := cmp.Diff(List{none, a, b, c}, in.Sorted()); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(List{c, b, none, a, b}, in); d != "" {
+		t.Error("the list itself was written:", d)
+	}
+	if (List{}).Err() != nil || List(nil).Err() != nil {
+		t.Error("an empty list is an error")
+	}
+	var l List
+	if !errors.As(in.Err(), &l) || len(l) != 4 {
+		t.Errorf("Err is %v", in.Err())
+	}
+}
+
+func TestNearest(t *testing.T) {
+	known := []string{"shop/web", "shop/api", "pay/web", "x"}
+	for name, want := range map[string]string{
+		"shop/wbe": "shop/web", "shop/web": "shop/web", "shp/api": "shop/api", "pay/we": "pay/web",
+		"nothing-like-it": "", "": "", "y": "", "z/z": "",
+	} {
+		if got := Nearest(name, known); got != want {
+			t.Errorf("Nearest(%q) = %q, want %q", name, got, want)
+		}
+	}
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"", "abc", 3}, {"abc", "abc", 0}, {"abc", "acb", 1}, {"abcd", "badc", 2}, {"kitten", "sitting", 3}} {
+		if got := distance(c.a, c.b); got != c.want || distance(c.b, c.a) != got {
+			t.Errorf("distance(%q, %q) = %d, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}
+
+func TestPos(t *testing.T) {
+	for _, c := range []struct {
+		p           Pos
+		long, short string
+	}{
+		{Pos{}, "-", "-"}, {Pos{File: "a.cue"}, "a.cue", "a.cue"},
+		{Pos{File: "a.cue", Line: 3}, "a.cue:3", "a.cue:3"}, {Pos{"a.cue", 3, 7}, "a.cue:3:7", "a.cue:3"},
+	} {
+		if c.p.String() != c.long || c.p.Short() != c.short || c.p.IsZero() != (c.p == Pos{}) {
+			t.Errorf("%#v: %s, %s", c.p, c.p, c.p.Short())
+		}
+	}
+}

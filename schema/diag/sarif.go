@@ -1,0 +1,106 @@
+package diag
+
+import (
+	"io"
+	"net/url"
+)
+
+// SARIF writes findings as a SARIF 2.1.0 log with one run of a tool named heddle of the given version: what code-scanning
+// services read. Rules are those that the findings name. A finding without a position has no location. Columns are
+// Heddle's bytes; SARIF counts UTF-16 units unless told otherwise, so columnKind stays at its default and columns are
+// exact on lines that are ASCII before the place.
+func SARIF(w io.Writer, l List, version string) error {
+	index := map[string]int{}
+	rules, results := []sarifRule{}, []sarifResult{}
+	for _, f := range l {
+		i, ok := index[f.ID]
+		if !ok {
+			i = len(rules)
+			index[f.ID] = i
+			r := sarifRule{ID: f.ID}
+			if c, ok := Explain(f.ID); ok {
+				r.Short, r.Full, r.Help = &sarifText{c.Title}, &sarifText{c.Why}, &sarifText{c.Mend}
+			}
+			rules = append(rules, r)
+		}
+		res := sarifResult{RuleID: f.ID, RuleIndex: i, Level: "error", Message: sarifText{text(f)}}
+		if f.Pos.File != "" {
+			res.Locations = []sarifLocation{location(f.Pos)}
+		}
+		for _, p := range f.Related {
+			if p.File != "" {
+				res.Related = append(res.Related, location(p))
+			}
+		}
+		results = append(results, res)
+	}
+	return encode(w, sarifLog{
+		Schema:  "https://json.schemastore.org/sarif-2.1.0.json",
+		Version: "2.1.0",
+		Runs: []sarifRun{{
+			Tool:    sarifTool{sarifDriver{Name: "heddle", Version: version, Rules: rules}},
+			Results: results,
+		}},
+	})
+}
+
+func location(p Pos) sarifLocation {
+	l := sarifLocation{Physical: sarifPhysical{Artifact: sarifArtifact{URI: (&url.URL{Path: p.File}).String(), Base: "%SRCROOT%"}}}
+	if p.Line > 0 {
+		l.Physical.Region = &sarifRegion{Line: p.Line, Column: p.Column}
+	}
+	return l
+}
+
+// The few objects of SARIF 2.1.0 that are used here, named as in its chapter 3.
+type (
+	sarifLog struct {
+		Schema  string     `json:"$schema"`
+		Version string     `json:"version"`
+		Runs    []sarifRun `json:"runs"`
+	}
+	sarifRun struct {
+		Tool    sarifTool     `json:"tool"`
+		Results []sarifResult `json:"results"`
+	}
+	sarifTool struct {
+		Driver sarifDriver `json:"driver"`
+	}
+	sarifDriver struct {
+		Name    string      `json:"name"`
+		Version string      `json:"version,omitempty"`
+		Rules   []sarifRule `json:"rules"`
+	}
+	sarifRule struct {
+		ID    string     `json:"id"`
+		Short *sarifText `json:"shortDescription,omitempty"`
+		Full  *sarifText `json:"fullDescription,omitempty"`
+		Help  *sarifText `json:"help,omitempty"`
+	}
+	sarifText struct {
+		Text string `json:"text"`
+	}
+	sarifResult struct {
+		RuleID    string          `json:"ruleId"`
+		RuleIndex int             `json:"ruleIndex"`
+		Level     string          `json:"level"`
+		Message   sarifText       `json:"message"`
+		Locations []sarifLocation `json:"locations,omitempty"`
+		Related   []sarifLocation `json:"relatedLocations,omitempty"`
+	}
+	sarifLocation struct {
+		Physical sarifPhysical `json:"physicalLocation"`
+	}
+	sarifPhysical struct {
+		Artifact sarifArtifact `json:"artifactLocation"`
+		Region   *sarifRegion  `json:"region,omitempty"`
+	}
+	sarifArtifact struct {
+		URI  string `json:"uri"`
+		Base string `json:"uriBaseId,omitempty"`
+	}
+	sarifRegion struct {
+		Line   int `json:"startLine"`
+		Column int `json:"startColumn,omitempty"`
+	}
+)
