@@ -75,6 +75,8 @@ func (s *Server) wake() {
 
 // Progress says how far the announced release has come.
 type Progress struct {
+	// Epoch of the announced release; 0: none was.
+	Epoch uint64
 	// ControlPlanes is the number that watch now.
 	ControlPlanes int
 	// Reported is true once one of them reported on this very release.
@@ -100,6 +102,9 @@ func (s *Server) Progress() (Progress, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var p Progress
+	if s.current != nil {
+		p.Epoch = s.current.Record.Epoch
+	}
 	for _, c := range s.planes {
 		if c.watching > 0 {
 			p.ControlPlanes++

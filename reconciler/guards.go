@@ -1,0 +1,70 @@
+package reconciler
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/schema/release"
+)
+
+// A hold is a guard's answer: why a commit may not pass, and the word by which an operator lets it. Guards are facts of
+// the last applied release; nothing that a candidate says about itself counts.
+type hold struct {
+	accept Accept
+	reason string
+}
+
+// ancestry is how a tip stands to the applied commit.
+type ancestry int
+
+const (
+	descends  ancestry = iota // or is the same
+	older                     // the applied commit descends from the tip
+	unrelated                 // neither, or the applied commit is gone from the repository
+)
+
+// judgeHistory lets only those commits pass that carry all that was applied before. A revert is such a commit.
+func judgeHistory(applied *release.Record, tip string, how ancestry) *hold {
+	switch how {
+	case older:
+		return &hold{AcceptRewind, fmt.Sprintf("the branch was moved back: %s is older than the applied commit %s; "+
+			"undo a change with git revert, or accept the rewind", short(tip), short(applied.Commit()))}
+	case unrelated:
+		return &hold{AcceptRewind, fmt.Sprintf("the history was rewritten: %s does not descend from the applied commit %s; "+
+			"restore the branch, or accept the rewind", short(tip), short(applied.Commit()))}
+	}
+	return nil
+}
+
+// judgeMesh compares the compiled candidate with what serves.
+func judgeMesh(applied, candidate release.Guards) []hold {
+	var out []hold
+	if applied.TrustDomain != candidate.TrustDomain {
+		out = append(out, hold{AcceptTrustDomain, fmt.Sprintf("the trust domain changes from %q to %q, which renames every identity; "+
+			"restore it, or accept that all sidecars have to enrol again", applied.TrustDomain, candidate.TrustDomain)})
+	}
+	if applied.Services > 0 && candidate.Services == 0 {
+		out = append(out, hold{AcceptEmpty, fmt.Sprintf("the commit leaves no service where there are %d, which closes the whole mesh; "+
+			"revert it, or accept the empty mesh", applied.Services)})
+	}
+	return out
+}
+
+// permit is what an operator let pass: some holds of one commit.
+type permit struct {
+	commit  string
+	accepts []Accept
+}
+
+// first returns the first of the holds that the permit does not cover, nil if it covers all.
+func (p permit) first(commit string, holds ...hold) *hold {
+	for i := range holds {
+		if p.commit != commit || !slices.Contains(p.accepts, holds[i].accept) {
+			return &holds[i]
+		}
+	}
+	return nil
+}
+
+// short is a commit as people read it.
+func short(commit string) string { return commit[:min(len(commit), 7)] }
