@@ -1,0 +1,368 @@
+package source
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/filemode"
+	"github.com/go-git/go-git/v5/plumbing/object"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+)
+
+// Snapshot is the files of one commit. It is never written again after [Source.Snapshot] returned it; the contents are
+// read on demand.
+type Snapshot struct {
+	Commit Commit
+	// Files are the regular files, executable or not, sorted by path. What a finding refuses is not among them.
+	Files []File
+
+	src  *Source
+	root *dir
+}
+
+// File is a regular file of a commit.
+type File struct {
+	Path string // slash-separated, relative to the root of the repository, clean
+	Hash string // git's hash of the content: the same content has the same hash wherever it lies
+	Size int64  // bytes
+}
+
+// Read returns the content of a file of this snapshot; it belongs to the caller. Content that does not have the file's
+// size and hash is an error: the repository is damaged.
+func (sn *Snapshot) Read(f File) ([]byte, error) {
+	h, err := parseHash(f.Hash)
+	if err != nil {
+		return nil, err
+	}
+	var b []byte
+	err = sn.src.read(context.Background(), func(st *store) (err error) {
+		b, err = st.content(h, plumbing.BlobObject, sn.src.opts.Limits.FileSize)
+		return err
+	})
+	if err == nil && int64(len(b)) != f.Size {
+		err = fmt.Errorf("it has %d bytes, not %d", len(b), f.Size)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", f.Path, sn.src.about(plumbing.NewHash(sn.Commit.Hash), err))
+	}
+	return b, nil
+}
+
+// Directory returns git's hash of a directory, "" for the root: the same hash means the same files below it, refused
+// ones included. ok is false when there is no such directory, or it was refused.
+func (sn *Snapshot) Directory(path string) (hash string, ok bool) {
+	d := sn.root
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" && path == "" {
+			break
+		}
+		i := slices.IndexFunc(d.entries, func(e entry) bool { return e.sub != nil && e.name == name })
+		if i < 0 {
+			return "", false
+		}
+		d = d.entries[i].sub
+	}
+	return d.hash.String(), true
+}
+
+// dir is a directory that was walked, with its place: paths are whole. It is immutable, so that the next snapshot takes
+// over those that did not change.
+type dir struct {
+	hash     plumbing.Hash
+	entries  []entry   // regular files and directories, in git's order
+	findings diag.List // about its own entries
+	below    count     // all that is in and under it
+}
+
+type entry struct {
+	name string
+	sub  *dir // nil for a file
+	file File
+}
+
+type count struct {
+	files, entries, findings int
+	bytes                    int64
+}
+
+func (c *count) add(d count) {
+	c.files += d.files
+	c.entries += d.entries
+	c.findings += d.findings
+	c.bytes += d.bytes
+}
+
+// Snapshot returns the files of a commit, and findings about what a policy repository may not hold: symbolic links,
+// submodules, files and trees beyond the limits, names that are no file names everywhere. All findings are collected,
+// except when there are more files than the limit: then the walk ends there. Directories that are as they were in the
+// previous snapshot are not read again.
+//
+// An error is about the repository, not about what an author wrote; it wraps [ErrUnknownCommit] when there is no such
+// commit. When a remote's clone turns out to be damaged it is made anew once, before an error is returned.
+func (s *Source) Snapshot(ctx context.Context, commit string) (*Snapshot, diag.List, error) {
+	h, err := parseHash(commit)
+	if err != nil {
+		return nil, nil, err
+	}
+	sn, findings, err := s.snapshot(ctx, h)
+	if isDamage(err) && !s.Local() {
+		if _, again := s.renew(ctx); again != nil {
+			return nil, nil, fmt.Errorf("%w; cloning it anew failed too: %w", s.about(h, err), again)
+		}
+		sn, findings, err = s.snapshot(ctx, h)
+	}
+	if err != nil {
+		return nil, nil, s.about(h, err)
+	}
+	return sn, findings, nil
+}
+
+func (s *Source) snapshot(ctx context.Context, h plumbing.Hash) (*Snapshot, diag.List, error) {
+	sn := &Snapshot{src: s}
+	var findings diag.List
+	err := s.read(ctx, func(st *store) error {
+		c, err := st.commit(h)
+		if err != nil {
+			return err
+		}
+		w := walker{ctx: ctx, store: st, limits: s.opts.Limits}
+		root, err := w.walk("", c.tree, s.root)
+		if errors.Is(err, errTooMany) {
+			root = &dir{hash: c.tree}
+			findings = diag.List{{
+				ID:      diag.TooManyFiles,
+				Message: fmt.Sprintf("the repository holds more than %d files", w.limits.Files),
+				Hint:    "keep policy in a repository of its own, without other code or data",
+			}}
+			err = nil
+		} else if err == nil {
+			s.root = root
+			findings = w.judge(root)
+		}
+		sn.Commit, sn.root = c.describe(), root
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	sn.Files = make([]File, 0, sn.root.below.files)
+	sn.root.each(func(f File) { sn.Files = append(sn.Files, f) })
+	return sn, findings, nil
+}
+
+func (d *dir) each(f func(File)) {
+	for _, e := range d.entries {
+		if e.sub != nil {
+			e.sub.each(f)
+		} else {
+			f(e.file)
+		}
+	}
+}
+
+func (d *dir) collect(to *diag.List) {
+	if d.below.findings == 0 {
+		return
+	}
+	*to = append(*to, d.findings...)
+	for _, e := range d.entries {
+		if e.sub != nil {
+			e.sub.collect(to)
+		}
+	}
+}
+
+// errTooMany ends a walk that a commit could otherwise make endless: ten directories of ten directories each, nested
+// twenty times, are twenty small objects.
+var errTooMany = errors.New("too many files")
+
+// maxPath bounds the length of a path in bytes, and so the depth of the walk. It is Linux's PATH_MAX.
+const maxPath = 4096
+
+type walker struct {
+	ctx    context.Context
+	store  *store
+	limits Limits
+	seen   count
+}
+
+// walk reads the directory at path, taking over from prev, the directory that was there before, what did not change.
+func (w *walker) walk(path string, h plumbing.Hash, prev *dir) (*dir, error) {
+	if prev != nil && prev.hash == h {
+		w.seen.add(prev.below)
+		return prev, w.bounded()
+	}
+	if err := w.ctx.Err(); err != nil {
+		return nil, err
+	}
+	tree, err := w.store.tree(h)
+	if err != nil {
+		return nil, err
+	}
+	var before map[string]entry
+	if prev != nil {
+		before = make(map[string]entry, len(prev.entries))
+		for _, e := range prev.entries {
+			before[e.name] = e
+		}
+	}
+	d := &dir{hash: h, entries: make([]entry, 0, len(tree))}
+	names := make(map[string]bool, len(tree))
+	for _, t := range tree {
+		own := count{entries: 1}
+		full := t.Name
+		if path != "" {
+			full = path + "/" + t.Name
+		}
+		was, known := before[t.Name]
+		finding := w.refuse(t, full)
+		switch {
+		case finding != nil:
+		case names[t.Name]:
+			finding = &diag.Finding{
+				ID: diag.FileName, Message: "the name occurs twice in its directory",
+				Hint: "write the directory again with git: git rm --cached the path, and add it",
+			}
+		case t.Mode == filemode.Dir:
+			sub, err := w.walk(full, t.Hash, was.sub)
+			if err != nil {
+				return nil, err
+			}
+			d.entries = append(d.entries, entry{name: t.Name, sub: sub})
+			d.below.add(sub.below)
+		case known && was.sub == nil && was.file.Hash == t.Hash.String():
+			own.files, own.bytes = 1, was.file.Size
+			d.entries = append(d.entries, was)
+		default:
+			own.files = 1
+			size, err := w.store.size(t.Hash)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", full, err)
+			}
+			if size > w.limits.FileSize {
+				finding = &diag.Finding{
+					ID:      diag.FileTooLarge,
+					Message: fmt.Sprintf("the file has %d bytes; at most %d are read", size, w.limits.FileSize),
+					Hint:    "split it, or keep it in another repository: git rm " + shellWord(full),
+				}
+				break
+			}
+			own.bytes = size
+			d.entries = append(d.entries, entry{name: t.Name, file: File{Path: full, Hash: t.Hash.String(), Size: size}})
+		}
+		names[t.Name] = true
+		if finding != nil {
+			finding.Pos.File = cmp.Or(finding.Pos.File, full)
+			d.findings.Add(*finding)
+			own.findings = 1
+		}
+		d.below.add(own)
+		w.seen.add(own)
+		if err := w.bounded(); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+func (w *walker) bounded() error {
+	if w.seen.files > w.limits.Files || w.seen.entries > 2*w.limits.Files {
+		return errTooMany
+	}
+	return nil
+}
+
+// refuse says why an entry is none that a policy repository may hold, whatever its content; nil when it may.
+func (w *walker) refuse(t object.TreeEntry, full string) *diag.Finding {
+	if why := badName(t.Name); why != "" {
+		return &diag.Finding{
+			ID: diag.FileName, Message: why, Pos: diag.Pos{File: printable(full)},
+			Hint: "rename it: letters, digits, '.', '_' and '-' are safe everywhere",
+		}
+	}
+	switch {
+	case len(full) > maxPath:
+		return &diag.Finding{
+			ID: diag.FileName, Message: fmt.Sprintf("the path has %d bytes; at most %d are allowed", len(full), maxPath),
+			Hint: "nest fewer directories, or give them shorter names", Pos: diag.Pos{File: full[:200] + "…"},
+		}
+	case t.Mode == filemode.Symlink:
+		return &diag.Finding{
+			ID: diag.Symlink, Message: "a symbolic link; only regular files are read",
+			Hint: "put a copy of the file that it points to in its place, or remove it: git rm " + shellWord(full),
+		}
+	case t.Mode == filemode.Submodule:
+		return &diag.Finding{
+			ID: diag.Submodule, Message: "a submodule; only files of this repository are read",
+			Hint: "copy the files that are needed into this repository, and remove it: git rm " + shellWord(full),
+		}
+	}
+	return nil
+}
+
+// badName says what is wrong with one name of a path; "" when nothing is.
+func badName(name string) string {
+	switch {
+	case name == "." || name == "..":
+		return "the name stands for a directory that is already there"
+	case strings.EqualFold(name, ".git"):
+		return "the name is git's own"
+	case !utf8.ValidString(name):
+		return "the name is not valid UTF-8"
+	case strings.HasPrefix(name, "/"):
+		return "the name is an absolute path"
+	case strings.ContainsRune(name, '/'):
+		return "the name contains a slash"
+	case strings.ContainsRune(name, '\\'):
+		return "the name contains a backslash"
+	case strings.ContainsFunc(name, unicode.IsControl):
+		return "the name contains a control character"
+	case strings.ContainsFunc(name, func(r rune) bool { return unicode.Is(unicode.Bidi_Control, r) }):
+		return "the name contains a character that reverses the direction of reading"
+	}
+	return ""
+}
+
+// printable shows what cannot be seen in a name as Go escapes.
+func printable(path string) string {
+	q := strconv.Quote(path)
+	return q[1 : len(q)-1]
+}
+
+// shellWord makes a path one word of a command that an author can paste.
+func shellWord(path string) string {
+	if path != "" && strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/-") == "" {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+}
+
+// judge collects the findings of a whole tree.
+func (w *walker) judge(root *dir) diag.List {
+	var l diag.List
+	root.collect(&l)
+	if root.below.bytes > w.limits.TreeSize {
+		var files []File
+		root.each(func(f File) { files = append(files, f) })
+		slices.SortStableFunc(files, func(a, b File) int { return cmp.Compare(b.Size, a.Size) })
+		var largest []string
+		for _, f := range files[:min(3, len(files))] {
+			largest = append(largest, fmt.Sprintf("%s (%d)", f.Path, f.Size))
+		}
+		l.Add(diag.Finding{
+			ID:      diag.TreeTooLarge,
+			Message: fmt.Sprintf("the files have %d bytes together; at most %d are read", root.below.bytes, w.limits.TreeSize),
+			Hint:    "keep other data out of the policy repository; the largest files are " + strings.Join(largest, ", "),
+		})
+	}
+	return l.Sorted()
+}
