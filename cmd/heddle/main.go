@@ -1,0 +1,183 @@
+// Command heddle is Heddle's command line. It also runs the reconciler, the control plane and, with `heddle up`, a
+// whole mesh of them on one machine. It is the only place that combines those parts, and the only place where errors
+// become exit codes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
+	"github.com/heddle-mesh/heddle/internal/flagenv"
+	"github.com/heddle-mesh/heddle/reconciler/policy"
+)
+
+// version is set by the linker.
+var version = "v0.1.0-dev"
+
+func main() {
+	policy.MaybeRunChild()
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// cli is what all commands share.
+type cli struct {
+	stdout, stderr io.Writer
+	out, err       terminal.Style // of stdout and stderr
+
+	state  string // --state of the commands that ask running programs
+	output string // --output
+
+	started bool // a command's own code ran: whatever failed, the command line was well formed
+}
+
+// run executes one command line and returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	c := &cli{
+		stdout: stdout, stderr: stderr,
+		out: terminal.StyleOf(stdout, os.Getenv), err: terminal.StyleOf(stderr, os.Getenv),
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := c.root()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if !c.started {
+		err = &usageError{err: err, command: cmd.CommandPath()}
+	}
+	return c.report(err)
+}
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "heddle",
+		Short: "A service mesh whose only source of truth is Git",
+		Long: `Heddle is a service mesh whose only source of truth is Git: a commit is validated, compiled,
+pushed to every sidecar and enforced there; reverting it brings the old behaviour back.
+
+Start with "heddle up": a whole mesh on this machine, with an example to change.`,
+		Example: `  heddle up                                    # a mesh with an example, here and now
+  heddle status                                # which commit serves, and how far it has come
+  heddle explain shop/web shop/api GET /orders # who may call whom, and which line says so
+  heddle check                                 # validate the policy repository in this directory`,
+		Args:              noArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
+	root.AddGroup(
+		&cobra.Group{ID: "look", Title: "Look at a running mesh:"},
+		&cobra.Group{ID: "policy", Title: "Work on policy:"},
+		&cobra.Group{ID: "run", Title: "Run:"},
+		&cobra.Group{ID: "operate", Title: "Operate:"},
+		&cobra.Group{ID: "more", Title: "More:"},
+	)
+	in := func(group string, cmds ...*cobra.Command) {
+		for _, cmd := range cmds {
+			cmd.GroupID = group
+			root.AddCommand(cmd)
+		}
+	}
+	in("look", c.statusCommand(), c.explainCommand(), c.edgesCommand(), c.proxiesCommand(), c.historyCommand(), c.waitCommand())
+	in("policy", c.checkCommand(), c.policyCommand())
+	in("run", c.upCommand(), reconcilerCommand(), controlplaneCommand())
+	in("operate", c.resumeCommand(), c.hintCommand(), c.tokenCommand(), c.keyCommand())
+	in("more", c.completionCommand(), c.versionCommand())
+	help := c.helpCommand()
+	help.GroupID = "more"
+	root.SetHelpCommand(help)
+	c.prepare(help)
+	c.prepare(root)
+	return root
+}
+
+// prepare gives every command of the tree what all have: flags from the environment, and the mark that its own code
+// was reached.
+func (c *cli) prepare(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		c.prepare(sub)
+	}
+	// The flags of the long-running programs are named in their own help already.
+	if !strings.Contains(flagUsages(cmd), "["+flagenv.Name("state")+"]") {
+		flagenv.Bind(cmd.LocalNonPersistentFlags())
+	}
+	if runE := cmd.RunE; runE != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := flagenv.Apply(cmd.Flags()); err != nil {
+				return err
+			}
+			c.started = true
+			return runE(cmd, args)
+		}
+	}
+}
+
+func flagUsages(cmd *cobra.Command) string {
+	var b strings.Builder
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) { b.WriteString(f.Usage) })
+	return b.String()
+}
+
+// group is a command that only holds others.
+func group(use, short, example string, subs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(subs...)
+	return cmd
+}
+
+// noArgs refuses arguments, and for a command that holds others says which there are.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasSubCommands() {
+		hint := "its commands are: "
+		for i, sub := range cmd.Commands() {
+			if i > 0 {
+				hint += ", "
+			}
+			hint += sub.Name()
+		}
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			hint = "did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return &hinted{fmt.Errorf("%s has no command %q", cmd.CommandPath(), args[0]), hint}
+	}
+	return fmt.Errorf("%s takes no arguments, not %q", cmd.CommandPath(), args[0])
+}
+
+// argsBetween takes from least to most arguments.
+func argsBetween(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < least || len(args) > most {
+			return fmt.Errorf("%d arguments do not fit: %s", len(args), cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// hinted is an error that says what to do next.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+
+var errProblems = errors.New("problems were found") // and printed already

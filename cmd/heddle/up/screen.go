@@ -1,0 +1,208 @@
+package up
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
+	"github.com/heddle-mesh/heddle/controlplane/observe"
+	"github.com/heddle-mesh/heddle/reconciler"
+)
+
+// screen redraws the status in place, on a terminal.
+type screen struct {
+	*supervisor
+	drawn  int // lines on the screen that are ours
+	recent []string
+	last   string
+	at     time.Time
+}
+
+const (
+	redrawEvery = 500 * time.Millisecond // or at once, when the newest commit changes its state
+	recentLines = 5
+)
+
+func (s *screen) show(v view, lines []string) error {
+	for _, l := range lines {
+		s.recent = append(s.recent, time.Now().Format("15:04:05")+"  "+terminal.Clean(l))
+	}
+	s.recent = s.recent[max(0, len(s.recent)-recentLines):]
+	h := ""
+	if v.status != nil {
+		h = headline(v.status)
+	}
+	if h == s.last && len(lines) == 0 && time.Since(s.at) < redrawEvery {
+		return nil
+	}
+	s.last, s.at = h, time.Now()
+	return s.draw(s.page(v))
+}
+
+func (s *screen) end() error {
+	_, err := fmt.Fprintln(s.cfg.Out, "stopping")
+	return err
+}
+
+// draw replaces what was drawn before. It never scrolls: a page is cut to the terminal.
+func (s *screen) draw(page []string) error {
+	style := terminal.StyleOf(s.cfg.Out, s.cfg.Getenv) // the window may have changed its size
+	if style.Height > 1 && len(page) > style.Height-1 {
+		page = page[:style.Height-1]
+	}
+	var b strings.Builder
+	if s.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", s.drawn)
+	}
+	b.WriteString("\r")
+	for _, l := range page {
+		b.WriteString(l + "\x1b[K\n")
+	}
+	b.WriteString("\x1b[J")
+	s.drawn = len(page)
+	_, err := fmt.Fprint(s.cfg.Out, b.String())
+	return err
+}
+
+// page is the whole screen, line by line, none wider than the terminal.
+func (s *screen) page(v view) []string {
+	style := terminal.StyleOf(s.cfg.Out, s.cfg.Getenv)
+	var out []string
+	field := func(name, text string) { out = append(out, style.Fit(fmt.Sprintf("%-9s%s", name, text), style.Width)) }
+	mark, state := terminal.Warning, "starting"
+	if v.status != nil && v.status.Observed != nil {
+		o := v.status.Observed
+		state = string(o.State)
+		switch o.State {
+		case reconciler.Converged:
+			mark = terminal.Good
+		case reconciler.Rejected, reconciler.Held:
+			mark = terminal.Trouble
+		}
+		field("Policy", fmt.Sprintf("%s %q (%s)", short(o.Commit), terminal.Clean(o.Subject), terminal.Clean(o.Author)))
+		if a := v.status.Applied; a != nil && a.Commit != o.Commit {
+			field("Serving", fmt.Sprintf("%s %q, epoch %d", short(a.Commit), terminal.Clean(a.Subject), a.Epoch))
+		}
+		p := v.status.Push
+		if v.status.Applied != nil {
+			state += fmt.Sprintf(", epoch %d, %d/%d sidecars acknowledged", v.status.Applied.Epoch, p.Acked, p.Total)
+		}
+	}
+	if v.statusErr != nil && v.status != nil {
+		mark, state = terminal.Trouble, fmt.Sprintf("the reconciler does not answer; last known %s ago: %s", ago(v.statusAt), state)
+	}
+	out = append(out, fmt.Sprintf("%-9s%s", "State", style.Paint(mark, style.Fit(style.Glyph(mark)+" "+state, style.Width-9))))
+	field("Git", fmt.Sprintf("%s (%s)", s.repo, s.cfg.Ref))
+	if e := s.entry(); e != "" {
+		field("Open", e)
+	}
+	if v.waiting != "" {
+		field("Waiting", terminal.Clean(v.waiting))
+	}
+	if v.status != nil {
+		for _, t := range s.trouble(v.status) {
+			out = append(out, wrap(t, style.Width)...)
+		}
+	}
+	out = append(out, "")
+	var b strings.Builder
+	if err := s.edges(v, style).Print(&b, style); err == nil { // a strings.Builder takes everything
+		out = append(out, strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")...)
+	}
+	running, restarts := 0, 0
+	for _, p := range v.processes {
+		if p.PID != 0 {
+			running++
+		}
+		restarts += p.Restarts
+	}
+	out = append(out, "")
+	data := "no traffic data yet"
+	if !v.edgesAt.IsZero() {
+		data = "traffic data " + ago(v.edgesAt) + " old"
+	}
+	if v.edgesErr != nil && !v.edgesAt.IsZero() {
+		data += " (the control plane does not answer)"
+	}
+	out = append(out, style.Dim(style.Fit(fmt.Sprintf("%d of %d processes run, %d restarts; %s; Ctrl-C stops everything",
+		running, len(v.processes), restarts, data), style.Width)))
+	for _, l := range s.recent {
+		out = append(out, style.Dim(style.Fit(l, style.Width)))
+	}
+	if s.converged(v) {
+		out = append(out, "", style.Bold("Try"))
+		for _, n := range s.next() {
+			out = append(out, wrap("  "+n, style.Width)...)
+		}
+	}
+	return out
+}
+
+func (s *screen) edges(v view, style terminal.Style) *terminal.Table {
+	t := &terminal.Table{Columns: EdgeColumns()}
+	for _, e := range v.edges {
+		mark, cells := EdgeRow(e, v.rules)
+		t.Add(mark, cells...)
+	}
+	return t
+}
+
+// EdgeColumns are the columns of [EdgeRow].
+func EdgeColumns() []terminal.Column {
+	return []terminal.Column{
+		{Title: "FROM"}, {Title: "TO"}, {Title: "SECURED", Drop: 2}, {Title: "REQ/S", Right: true}, {Title: "SUCCESS", Right: true},
+		{Title: "P50", Right: true, Drop: 5}, {Title: "P99", Right: true, Drop: 4}, {Title: "DENIED/S", Right: true, Drop: 3}, {Title: "RULE", Drop: 1},
+	}
+}
+
+// EdgeRow is an edge as a row of a table: from, to, secured, requests, success, p50, p99, denied, rule. places has the
+// file:line of rules.
+func EdgeRow(e observe.Edge, places map[string]string) (terminal.Mark, []string) {
+	mark, denied, rule := terminal.Fine, "", ""
+	if !e.MTLS {
+		mark = terminal.Warning
+	}
+	if e.Success != nil && *e.Success < 0.99 {
+		mark = terminal.Warning
+	}
+	if e.DeniedPerSecond > 0 {
+		mark, denied, rule = terminal.Trouble, fmt.Sprintf("%.1f", e.DeniedPerSecond), e.Rule
+		if place := places[e.Rule]; place != "" {
+			rule = place
+		}
+	}
+	secured := "none"
+	if e.MTLS {
+		secured = "mTLS"
+	}
+	success, p50, p99 := "", millis(e.P50), millis(e.P99)
+	if e.Success != nil {
+		success = fmt.Sprintf("%.1f%%", 100**e.Success)
+		if *e.Success < 1 && success == "100.0%" {
+			success = "<100%"
+		}
+	}
+	return mark, []string{serviceOf(e.From), serviceOf(e.To), secured, fmt.Sprintf("%.1f", e.RequestsPerSecond), success, p50, p99, denied, rule}
+}
+
+func millis(v *float64) string {
+	if v == nil {
+		return ""
+	}
+	return fmt.Sprintf("%.0fms", max(1, *v))
+}
+
+func ago(t time.Time) string { return time.Since(t).Round(100 * time.Millisecond).String() }
+
+// wrap breaks a line at a width, keeping its indentation.
+func wrap(line string, width int) []string {
+	indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
+	r := []rune(line)
+	var out []string
+	for width > 20 && len(r) > width {
+		out = append(out, string(r[:width]))
+		r = append([]rune(indent+"  "), r[width:]...)
+	}
+	return append(out, string(r))
+}
