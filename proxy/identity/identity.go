@@ -278,3 +278,9 @@ func ParseBundle(trustDomain string, generation uint64, roots [][]byte) (*spiffe
 	}
 	return b, nil
 }
+
+// VerifiedBy reports whether peers with a bundle accept the SVID at a time.
+func (s *SVID) VerifiedBy(b *spiffe.Bundle, now time.Time) bool {
+	_, err := NewSVID(s.cert.Certificate, s.key, b, now)
+	return err == nil
+}

@@ -19,11 +19,11 @@ type Config struct {
 	Epoch     uint64
 	Commit    string // 40 hexadecimal digits
 	AppliedAt time.Time
-	// Service is the one that this workload runs; its Inbound is enforced.
+	// Service is the one that this workload runs, as long as there is no Inbound that says so.
 	Service   mesh.ServiceName
 	Settings  *mesh.Settings
 	Indexes   []*mesh.Index
-	Inbound   []*mesh.Inbound
+	Inbound   []*mesh.Inbound // the own service's: one, or none where policy has no such service
 	Outbound  []*mesh.Outbound
 	Endpoints map[mesh.ServiceName][]balance.Address
 	Origins   []mesh.Origins
@@ -107,12 +107,10 @@ func carried(p mesh.Protocol, of string) error {
 // silently not deny.
 func (b *builder) inbound() error {
 	for _, in := range b.config.Inbound {
-		if in.Service != b.config.Service {
-			return fmt.Errorf("inbound %s is not of this workload's service %s", in.Service, b.config.Service)
-		}
 		if b.p.ports != nil {
-			return fmt.Errorf("inbound %s is there twice", in.Service)
+			return fmt.Errorf("inbound %s and %s: a workload runs one service", b.p.Service, in.Service)
 		}
+		b.p.Service = in.Service
 		of := "inbound " + string(in.Service)
 		if err := supported(in.Needs, of); err != nil {
 			return err
