@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"io"
 	"strconv"
@@ -88,6 +89,12 @@ func (x *exchange) begin(peer string, now time.Time) {
 	x.up, x.pump, x.ur, x.uw = nil, nil, 0, 0
 	x.ask.Peer, x.ask.Method, x.ask.Path = peer, view(x.req.Method), view(x.req.Path)
 	x.body.Start(x.req.Framing())
+}
+
+// blank is begin for what is no request.
+func (x *exchange) blank() {
+	x.toHEAD, x.keepAlive, x.up, x.pump = false, false, nil, nil
+	x.deadline, x.body = time.Time{}, http1.Body{}
 }
 
 func (x *exchange) header(name string) (string, bool) {
@@ -190,7 +197,7 @@ func room(b *l4.Buffer, r, w int) (*l4.Buffer, int, int) {
 // connector is what a stack knows of the way to the upstream.
 type connector interface {
 	// connect gets a connection for the exchange. again: the one before died unused and another one is wanted, newly made.
-	connect(x *exchange, again bool) (*upstream.Conn, *failure)
+	connect(ctx context.Context, x *exchange, again bool) (*upstream.Conn, *failure)
 	// answered tells that the response started, lost that the connection of connect ended without.
 	answered(x *exchange, now time.Time)
 	lost(x *exchange)
@@ -214,7 +221,7 @@ type way struct {
 
 // forward carries a request whose head was parsed to the upstream, and the response back. It reports whether the client
 // connection can take another request; if not, it has ended it.
-func (s *session) forward(x *exchange, via connector, w way) (keep bool) {
+func (s *session) forward(ctx context.Context, x *exchange, via connector, w way) (keep bool) {
 	var upgradeTo []byte
 	if w.upgrade {
 		upgradeTo = x.req.UpgradeTo()
@@ -236,7 +243,7 @@ func (s *session) forward(x *exchange, via connector, w way) (keep bool) {
 	}
 
 	for again := false; ; again = true {
-		conn, f := via.connect(x, again)
+		conn, f := via.connect(ctx, x, again)
 		if f != nil {
 			return s.fail(x, f)
 		}
@@ -473,6 +480,24 @@ func (s *session) broken(x *exchange, err error) (keep bool) {
 		return s.fail(x, &failure{502, "malformed-response", "the upstream's response is not valid HTTP/1.1: " + bad.Reason})
 	}
 	return s.fail(x, &failure{502, "upstream-reset", "the upstream closed the connection without a whole response head"})
+}
+
+// unreadable ends a connection on which no request head could be read.
+func (s *session) unreadable(err error) {
+	x := borrowExchange()
+	defer x.release()
+	x.blank()
+	switch _, bad := errors.AsType[*http1.Error](err); {
+	case err == errEnd:
+		s.end()
+	case err == errSlowHead:
+		s.fail(x, &failure{408, "slow-request", "the request's head took too long"})
+	case bad:
+		s.malformed(x, err)
+	default:
+		s.Abort()
+		s.drop()
+	}
 }
 
 // malformed ends a connection whose client sent what is no valid message, or stopped within one.

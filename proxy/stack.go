@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"net"
 	"sync"
@@ -70,23 +71,20 @@ func (l *Limits) defaults() {
 // stack is what inbound and outbound have in common: listeners, the client connections that are open, and the end.
 type stack struct {
 	Env
-	// base ends the connections' own waits (dialling, waiting for config) when the drain is over.
-	base context.Context
-	kill context.CancelFunc
 
 	slots    chan struct{} // one is taken for each open connection
 	draining atomic.Bool
 	conns    sync.WaitGroup
 
-	mu        sync.Mutex // guards live and listeners
+	mu        sync.Mutex // guards the rest
 	live      map[*client]struct{}
-	listeners map[net.Listener]struct{}
+	listeners []net.Listener
+	kills     []context.CancelFunc // end the connections' own waits, as for a dial or for config
 }
 
 func newStack(env Env) *stack {
 	env.Limits.defaults()
-	s := &stack{Env: env, slots: make(chan struct{}, env.Limits.Conns), live: map[*client]struct{}{}, listeners: map[net.Listener]struct{}{}}
-	s.base, s.kill = context.WithCancel(context.Background())
+	s := &stack{Env: env, slots: make(chan struct{}, env.Limits.Conns), live: map[*client]struct{}{}}
 	return s
 }
 
@@ -99,12 +97,14 @@ type client struct {
 	state   atomic.Int32
 	closing atomic.Bool // no further request after the one at hand
 
-	// Of a connection under mutual TLS, else zero: who it is and until when that holds.
-	peer    string
-	expires time.Time
+	mu sync.Mutex // guards the rest, but its goroutine may read peer and chain without
 
-	mu    sync.Mutex  // guards judge
-	judge func() bool // of a tunnel: whether it is still allowed
+	// Of a connection under mutual TLS, else zero: who it is and until when that holds.
+	peer     string
+	chain    []*x509.Certificate
+	expires  time.Time
+	retireAt time.Time   // a little earlier, so that nobody is in the middle of something
+	judge    func() bool // of a tunnel: whether it is still allowed
 }
 
 const (
@@ -136,16 +136,19 @@ func (c *client) allowed() bool {
 	return judge == nil || judge()
 }
 
-// serve accepts until the listener is closed by Drain, or fails for good. Each connection gets a goroutine of its own,
-// which Drain waits for. handle must end the connection.
-func (s *stack) serve(ctx context.Context, ln net.Listener, handle func(*client)) error {
+// serve accepts until ctx ends, or Drain closes the listener. Each connection gets a goroutine of its own, which ends
+// the connection and which Drain waits for: the connections outlive ctx, but keep its values.
+func (s *stack) serve(ctx context.Context, ln net.Listener, handle func(context.Context, *client)) error {
+	conns, kill := context.WithCancel(context.WithoutCancel(ctx))
 	s.mu.Lock()
 	if s.draining.Load() {
 		s.mu.Unlock()
+		kill()
 		ln.Close()
 		return nil
 	}
-	s.listeners[ln] = struct{}{}
+	s.listeners = append(s.listeners, ln)
+	s.kills = append(s.kills, kill)
 	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
@@ -184,12 +187,12 @@ func (s *stack) serve(ctx context.Context, ln net.Listener, handle func(*client)
 		s.live[c] = struct{}{}
 		s.conns.Add(1) // under mu and before draining is set, so that Drain waits for it
 		s.mu.Unlock()
-		go s.serveClient(c, handle)
+		go s.serveClient(conns, c, handle)
 	}
 }
 
 // serveClient is the goroutine of one client connection.
-func (s *stack) serveClient(c *client, handle func(*client)) {
+func (s *stack) serveClient(ctx context.Context, c *client, handle func(context.Context, *client)) {
 	defer func() {
 		s.mu.Lock()
 		delete(s.live, c)
@@ -197,7 +200,7 @@ func (s *stack) serveClient(c *client, handle func(*client)) {
 		<-s.slots
 		s.conns.Done()
 	}()
-	handle(c)
+	handle(ctx, c)
 }
 
 // each calls f for the connections that are open now.
@@ -219,22 +222,28 @@ func (s *stack) each(f func(*client)) {
 func (s *stack) Drain(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining.Store(true)
-	for ln := range s.listeners {
+	for _, ln := range s.listeners {
 		ln.Close()
 	}
+	kills := s.kills
 	s.mu.Unlock()
+	kill := func() {
+		for _, k := range kills {
+			k()
+		}
+	}
 	s.each((*client).retire)
 	done := make(chan struct{})
 	go func() {
 		s.conns.Wait()
 		close(done)
 	}()
-	defer s.kill()
+	defer kill()
 	select {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		s.kill()
+		kill()
 		s.each(func(c *client) { c.Abort() })
 		<-done
 		return ctx.Err()
@@ -246,4 +255,36 @@ func (s *stack) Open() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.live)
+}
+
+// peek reads until the first bytes of a connection show what it speaks, or for as long as that may take. The bytes are
+// in the returned buffer, which is the caller's; nil where there are none. Who says nothing is opaque.
+func (c *client) peek() (detect.Protocol, *l4.Buffer, int, error) {
+	c.ReadBy(time.Now().Add(c.stack.Limits.Detect))
+	b, n, err := c.Await()
+	for {
+		if err != nil {
+			if !l4.Timeout(err) || c.stack.draining.Load() {
+				l4.Return(b)
+				return detect.Opaque, nil, 0, err
+			}
+			c.ReadBy(time.Time{})
+			return detect.Opaque, b, n, nil
+		}
+		p := detect.First(b.B[:n])
+		if p == detect.TLS {
+			if _, whole := detect.ServerName(b.B[:n]); !whole && n < len(b.B) {
+				p = detect.NeedMore
+			}
+		}
+		if p != detect.NeedMore || n == len(b.B) {
+			c.ReadBy(time.Time{})
+			return p, b, n, nil
+		}
+		var m int
+		m, err = c.Read(b.B[n:])
+		if n += m; m > 0 {
+			err = nil
+		}
+	}
 }

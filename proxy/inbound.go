@@ -1,0 +1,495 @@
+package proxy
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"io"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/heddle-mesh/heddle/proxy/detect"
+	"github.com/heddle-mesh/heddle/proxy/identity"
+	"github.com/heddle-mesh/heddle/proxy/l4"
+	"github.com/heddle-mesh/heddle/proxy/observe"
+	"github.com/heddle-mesh/heddle/proxy/pipeline"
+	"github.com/heddle-mesh/heddle/proxy/upstream"
+	"github.com/heddle-mesh/heddle/schema/decide"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/spiffe"
+)
+
+// Inbound is the stack for connections to this workload. From top to bottom: accept → mutual TLS (or, on an exposed
+// port, whatever the first bytes are) → which port is meant → HTTP or bytes → may this caller → the application.
+//
+// The order matters. Identity comes before the port, because who asks decides what may be learned. The port comes
+// before the protocol, because its declaration says what the bytes must be. The check of the path comes before the
+// verdict, because rules judge paths by their one canonical spelling. The verdict is taken for each request, by the
+// policy of that moment; and only after it are identity headers written, over whatever the caller sent.
+type Inbound struct {
+	*stack
+	tls     *tls.Config
+	denials denials
+	secret  [32]byte // makes the ids that strangers get for a denial
+}
+
+// NewInbound makes the stack. Run, the listeners' serving and at last Drain are the caller's to start and wait for.
+func NewInbound(env Env) *Inbound {
+	in := &Inbound{stack: newStack(env)}
+	rand.Read(in.secret[:])
+	known := func(sni string) bool { return in.Current.Load().InboundBySNI(sni) != nil }
+	in.tls = env.Identity.ServerTLS(known, spiffe.ALPNHTTP1, spiffe.ALPNTCP)
+	return in
+}
+
+// ServeMesh serves a listener on which only sidecars of the mesh are heard: mutual TLS, whose server name says which
+// port is meant. It returns nil when ctx ends or Drain is called; its connections last until Drain ends them.
+func (in *Inbound) ServeMesh(ctx context.Context, ln net.Listener) error {
+	return in.serve(ctx, ln, in.mesh)
+}
+
+// ServeExposed serves a listener for one port, by its name: what ServeMesh takes for that port, and plaintext where the
+// port is permissive. It is how the outside comes in.
+func (in *Inbound) ServeExposed(ctx context.Context, ln net.Listener, port string) error {
+	return in.serve(ctx, ln, func(ctx context.Context, c *client) { in.exposed(ctx, c, port) })
+}
+
+// Run watches until ctx ends: tunnels that a new policy no longer allows are closed, connections whose peer's identity
+// no longer holds too, and denials that were held back are logged.
+func (in *Inbound) Run(ctx context.Context) error {
+	log := zerolog.Ctx(ctx)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	pl, _ := in.Current.Changed()
+	material, _ := in.Identity.Changed()
+	for {
+		now, changed := in.Current.Changed()
+		if now != pl {
+			pl = now
+			in.each(func(c *client) {
+				if !c.allowed() {
+					log.Info().Str("component", "inbound").Str("peer", c.peer).Str("commit", pl.Commit).Msg("tunnel closed by policy")
+					c.Abort()
+				}
+			})
+		}
+		m, renewed := in.Identity.Changed()
+		if m.Bundle != nil && (material.Bundle == nil || !identity.SameRoots(material.Bundle, m.Bundle)) {
+			in.each(func(c *client) { in.verify(c, m) })
+		}
+		material = m
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-renewed:
+		case t := <-tick.C:
+			in.denials.flush(log, t)
+			in.each(func(c *client) { c.age(t) })
+		}
+	}
+}
+
+// verify ends a connection whose peer the new trust bundle no longer vouches for.
+func (in *Inbound) verify(c *client, m *identity.Material) {
+	c.mu.Lock()
+	chain, tunnel := c.chain, c.judge != nil
+	c.mu.Unlock()
+	if chain == nil {
+		return
+	}
+	if _, err := m.Bundle.Verify(chain, time.Now(), x509.ExtKeyUsageClientAuth); err != nil {
+		if tunnel {
+			c.Abort()
+		} else {
+			c.retire()
+		}
+	}
+}
+
+// age ends a connection with the life of its peer's SVID.
+func (c *client) age(now time.Time) {
+	c.mu.Lock()
+	expires, retireAt := c.expires, c.retireAt
+	c.mu.Unlock()
+	switch {
+	case expires.IsZero():
+	case !now.Before(expires):
+		c.Abort()
+	case !now.Before(retireAt):
+		c.retire()
+	}
+}
+
+// mesh is a connection to the mesh listener.
+func (in *Inbound) mesh(ctx context.Context, c *client) {
+	hctx, cancel := context.WithTimeout(ctx, in.Limits.Head)
+	err := c.Server(hctx, in.tls)
+	cancel()
+	if err != nil {
+		zerolog.Ctx(ctx).Debug().Str("component", "inbound").Stringer("peer", c.RemoteAddr()).Err(err).Msg("no mutual tls")
+		in.Metrics.Error(observe.Inbound, true, "handshake")
+		c.Abort()
+		return
+	}
+	in.proven(ctx, c, "")
+}
+
+// proven is a connection whose peer proved an identity; only restricts it to one port.
+func (in *Inbound) proven(ctx context.Context, c *client, only string) {
+	cs := c.TLS()
+	id, expires, err := identity.Peer(cs)
+	port := in.Current.Load().InboundBySNI(cs.ServerName)
+	if err != nil || port == nil || only != "" && port.Port.Name != only {
+		in.Metrics.Error(observe.Inbound, true, "unknown-port")
+		c.Abort()
+		return
+	}
+	c.mu.Lock()
+	c.peer, c.chain, c.expires = string(id), cs.PeerCertificates, expires
+	c.retireAt = expires.Add(-min(5*time.Second, time.Until(expires)/8))
+	c.mu.Unlock()
+	if cs.NegotiatedProtocol == spiffe.ALPNTCP {
+		in.serveTCP(ctx, c, port.Port.Name, nil, 0)
+	} else {
+		in.serveHTTP(ctx, c, port.Port.Name, nil, 0)
+	}
+}
+
+// exposed is a connection to the listener of one port.
+func (in *Inbound) exposed(ctx context.Context, c *client, name string) {
+	log := zerolog.Ctx(ctx)
+	proto, b, n, err := c.peek()
+	if err != nil {
+		c.Abort()
+		return
+	}
+	if proto == detect.TLS {
+		if sni, _ := detect.ServerName(b.B[:n]); spiffe.IsSNI(sni) {
+			c.Unread(b.B[:n])
+			l4.Return(b)
+			hctx, cancel := context.WithTimeout(ctx, in.Limits.Head)
+			err := c.Server(hctx, in.tls)
+			cancel()
+			if err != nil {
+				log.Debug().Str("component", "inbound").Stringer("peer", c.RemoteAddr()).Err(err).Msg("no mutual tls")
+				in.Metrics.Error(observe.Inbound, true, "handshake")
+				c.Abort()
+				return
+			}
+			in.proven(ctx, c, name)
+			return
+		}
+	}
+	// From here on the caller is a stranger. TLS that is not the mesh's own is opaque bytes of a stranger too.
+	port := in.Current.Load().InboundByName(name)
+	switch {
+	case port == nil && proto == detect.HTTP1: // before the first policy: let the request be told
+	case port == nil:
+		l4.Return(b)
+		c.Abort()
+		return
+	case port.Port.MTLS != mesh.Permissive:
+		log.Info().Str("component", "inbound").Stringer("peer", c.RemoteAddr()).Str("proto", proto.String()).
+			Str("policy", port.Port.DefaultID).Msg("plaintext refused: the port takes mutual TLS only")
+		in.Metrics.Error(observe.Inbound, true, "plaintext")
+		l4.Return(b)
+		c.Abort()
+		return
+	}
+	if port == nil || port.Port.Protocol == mesh.HTTP1 || port.Port.Protocol == mesh.Detect && proto == detect.HTTP1 {
+		in.serveHTTP(ctx, c, name, b, n)
+	} else {
+		in.serveTCP(ctx, c, name, b, n)
+	}
+}
+
+// carriesHTTP and carriesBytes say what a port's declaration lets pass. Where any rule looks above L4, bytes that cannot
+// be judged do not pass (decisions.md, 12).
+func carriesHTTP(p *pipeline.InboundPort) bool {
+	return p.Port.Protocol == mesh.HTTP1 || p.Port.Protocol == mesh.Detect
+}
+
+func carriesBytes(p *pipeline.InboundPort) bool {
+	return p.Port.Protocol != mesh.HTTP1 && !slices.ContainsFunc(p.Inbound.Rules, func(r mesh.Rule) bool {
+		return len(r.Routes) > 0 && (len(r.Ports) == 0 || slices.Contains(r.Ports, p.Port.Name))
+	})
+}
+
+// inboundKey is the labels of what a caller does to a port.
+func inboundKey(c *client, p *pipeline.InboundPort) observe.Key {
+	return observe.Key{Direction: observe.Inbound, TLS: c.peer != "", Peer: c.peer, Service: p.Service, Port: p.Port.Port}
+}
+
+// inboundHTTP is a client connection that carries requests to one port.
+type inboundHTTP struct {
+	session
+	in   *Inbound
+	log  *zerolog.Logger
+	name string // of the port
+	// extra is the field lines that tell the application who its client is; set once the connection is known.
+	extra []byte
+	// What pl says about the port, looked up again when there is another Pipeline.
+	pl   *pipeline.Pipeline
+	port *pipeline.InboundPort
+	app  *upstream.Pool
+}
+
+// serveHTTP serves requests until the connection ends. The bytes of b that were read already come first.
+func (in *Inbound) serveHTTP(ctx context.Context, c *client, name string, b *l4.Buffer, n int) {
+	h := &inboundHTTP{session: session{client: c, buf: b, w: n}, in: in, log: zerolog.Ctx(ctx), name: name}
+	if c.peer != "" {
+		h.extra = clientIdentity(in.Identity.Load(), c)
+	}
+	opened := time.Now()
+	var tcp *observe.TCP
+	var read, written int64
+	for {
+		head, err := h.next()
+		if err != nil {
+			h.unreadable(err)
+			break
+		}
+		x := borrowExchange()
+		keep := h.request(ctx, x, head)
+		x.release()
+		if tcp == nil && h.port != nil {
+			tcp = in.Metrics.TCP(inboundKey(c, h.port))
+			tcp.Open()
+		}
+		if tcp != nil {
+			read, written = count(tcp, c.Conn, read, written)
+		}
+		if !keep {
+			break
+		}
+	}
+	if tcp != nil {
+		tcp.Close("", time.Since(opened), false, false)
+	}
+}
+
+// count adds what a connection read and wrote since the last time.
+func count(t *observe.TCP, c *l4.Conn, read, written int64) (int64, int64) {
+	r, w := c.Bytes()
+	t.Read(int(r - read))
+	t.Write(int(w - written))
+	return r, w
+}
+
+// clientIdentity is what the application is told about a caller that proved who it is.
+func clientIdentity(own *identity.Material, c *client) []byte {
+	b := append([]byte("heddle-client-id: "), c.peer...)
+	b = append(b, "\r\nx-forwarded-client-cert: "...)
+	if own != nil && own.SVID != nil {
+		b = append(append(append(b, "By="...), own.SVID.ID...), ';')
+	}
+	sum := sha256.Sum256(c.chain[0].Raw)
+	b = hex.AppendEncode(append(b, "Hash="...), sum[:])
+	b = append(append(b, ";URI="...), c.peer...)
+	return append(b, "\r\n"...)
+}
+
+// request is one request, from its head to the end of its response. It reports whether the connection goes on.
+func (h *inboundHTTP) request(ctx context.Context, x *exchange, head []byte) (keep bool) {
+	if err := x.req.Parse(head); err != nil {
+		x.blank()
+		return h.malformed(x, err)
+	}
+	now := time.Now()
+	x.begin(h.peer, now)
+	if pl := h.in.Current.Load(); pl != h.pl {
+		h.pl, h.port, h.app = pl, pl.InboundByName(h.name), nil
+		if h.port != nil {
+			h.app = h.in.Transport.App(h.port.App)
+		}
+	}
+	port := h.port
+	switch {
+	case port == nil && h.pl.TrustDomain == "":
+		return h.refuse(x, &failure{503, "no-policy", "this workload has no policy yet, and nothing is allowed without; " +
+			"ask `heddle proxies` whether it reaches a control plane"})
+	case port == nil:
+		return h.refuse(x, &failure{403, "unknown-port", "the service has no port " + h.name})
+	case !carriesHTTP(port):
+		return h.refuse(x, &failure{403, "not-http", "port " + h.name + " is declared " + string(port.Port.Protocol)})
+	case h.peer == "" && port.Port.MTLS != mesh.Permissive:
+		return h.refuse(x, &failure{403, "mtls-required", "port " + h.name + " takes mutual TLS only"})
+	case x.req.Connect:
+		return h.refuse(x, &failure{405, "connect", "CONNECT ends at the client's own sidecar"})
+	case port.Port.CanonicalPaths && !decide.CanonicalPath(x.ask.Path):
+		return h.refuse(x, &failure{400, "non-canonical-path", "rules of this service judge by path, so a path must be canonical: " +
+			"no empty or dot segments, no escaped slash, backslash, dot or NUL"})
+	}
+	key := inboundKey(h.client, port)
+	v := h.pl.Authorize(port, &x.ask, now)
+	h.in.Metrics.Authz(key, v.Rule, v.Allowed, false)
+	if !v.Allowed {
+		return h.denied(x, v.Rule, now)
+	}
+	m := h.in.Metrics.HTTP(key)
+	m.Request()
+	keep = h.forward(ctx, x, h, way{extra: h.extra, upgrade: true, fromApp: true})
+	m.Response(x.status, x.whole && x.status < 500, time.Since(now))
+	return keep
+}
+
+func (h *inboundHTTP) refuse(x *exchange, f *failure) bool {
+	h.in.Metrics.Error(observe.Inbound, false, f.reason)
+	return h.fail(x, f)
+}
+
+// denied answers a request that policy does not allow: with rule, commit and line to a peer of the mesh, with an id that
+// only this sidecar's log can explain to a stranger (decisions.md, 19).
+func (h *inboundHTTP) denied(x *exchange, rule string, now time.Time) bool {
+	d := denial{denialKey: denialKey{rule, h.peer}, commit: h.pl.Commit, pos: h.pl.Origin(rule)}
+	f := &failure{status: 403, reason: "denied"}
+	var extra []byte
+	if h.peer != "" {
+		extra = append(append([]byte("heddle-policy: "), h.pl.PolicyHeader(rule)...), "\r\n"...)
+		f.text = "denied by " + rule + " (commit " + d.commit + ", " + d.pos + ")"
+	} else {
+		d.id = h.in.denialID(h.pl.Epoch, rule)
+		extra = []byte("heddle-id: " + d.id + "\r\n")
+		f.text = "denied; the operator of this service can look up " + d.id
+	}
+	h.in.denials.note(h.log, now, d)
+	return h.answer(x, f, extra)
+}
+
+// denialID stands for a rule towards those who must not learn its name. The same rule of the same epoch has the same id,
+// in one sidecar's life.
+func (in *Inbound) denialID(epoch uint64, rule string) string {
+	m := hmac.New(sha256.New, in.secret[:])
+	m.Write(binary.BigEndian.AppendUint64(nil, epoch))
+	io.WriteString(m, rule)
+	return hex.EncodeToString(m.Sum(nil)[:8])
+}
+
+// connect gets a connection to the application.
+func (h *inboundHTTP) connect(ctx context.Context, x *exchange, again bool) (*upstream.Conn, *failure) {
+	if !again {
+		if c := h.app.Take(x.start); c != nil {
+			return c, nil
+		}
+	}
+	c, err := h.app.Dial(ctx)
+	if err != nil {
+		h.log.Debug().Str("component", "inbound").Err(err).Msg("application unreachable")
+		h.in.Metrics.Error(observe.Inbound, false, "app-unreachable")
+		return nil, &failure{502, "app-unreachable", "the application does not accept connections at " + h.app.Addr()}
+	}
+	return c, nil
+}
+
+func (h *inboundHTTP) answered(*exchange, time.Time) {}
+func (h *inboundHTTP) lost(*exchange)                {}
+
+// judge keeps of the request what rules look at, for as long as its tunnel lives.
+func (h *inboundHTTP) judge(x *exchange) func() bool {
+	kept := newAsk(x)
+	in, name := h.in, h.name
+	return func() bool {
+		pl := in.Current.Load()
+		port := pl.InboundByName(name)
+		return port != nil && carriesHTTP(port) && (kept.Peer != "" || port.Port.MTLS == mesh.Permissive) &&
+			pl.Authorize(port, kept, time.Now()).Allowed
+	}
+}
+
+// newAsk is the question that an exchange asks, with copies of what it points into.
+func newAsk(x *exchange) *decide.Request {
+	fields := map[string]string{}
+	for i := range x.req.Len() {
+		name, value := x.req.At(i)
+		n := string(asciiLower(name))
+		if was, ok := fields[n]; ok {
+			fields[n] = was + "," + string(value)
+		} else {
+			fields[n] = string(value)
+		}
+	}
+	return &decide.Request{Peer: x.ask.Peer, HTTP: true, Method: string(x.req.Method), Path: string(x.req.Path),
+		Header: func(name string) (string, bool) { v, ok := fields[name]; return v, ok }}
+}
+
+func asciiLower(b []byte) []byte {
+	out := make([]byte, len(b))
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		out[i] = c
+	}
+	return out
+}
+
+// serveTCP carries bytes to a port, if the caller may. Those of b that were read already come first.
+func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.Buffer, n int) {
+	defer func() { l4.Return(b) }()
+	log := zerolog.Ctx(ctx)
+	judge := func() (*pipeline.Pipeline, *pipeline.InboundPort, decide.Verdict) {
+		pl := in.Current.Load()
+		port := pl.InboundByName(name)
+		if port == nil || !carriesBytes(port) || c.peer == "" && port.Port.MTLS != mesh.Permissive {
+			return pl, port, decide.Verdict{}
+		}
+		return pl, port, pl.Authorize(port, &decide.Request{Peer: c.peer}, time.Now())
+	}
+	pl, port, v := judge()
+	if port == nil {
+		c.Abort()
+		return
+	}
+	key := inboundKey(c, port)
+	if v.Rule == "" {
+		v.Rule = port.Port.DefaultID
+	}
+	in.Metrics.Authz(key, v.Rule, v.Allowed, true)
+	now := time.Now()
+	if !v.Allowed {
+		d := denial{denialKey: denialKey{v.Rule, c.peer}, commit: pl.Commit, pos: pl.Origin(v.Rule), tcp: true}
+		if c.peer == "" {
+			d.id = in.denialID(pl.Epoch, v.Rule)
+		}
+		in.denials.note(log, now, d)
+		c.Abort()
+		return
+	}
+	tcp := in.Metrics.TCP(key)
+	tcp.Open()
+	up, err := in.Transport.App(port.App).DialTCP(ctx)
+	if err != nil {
+		log.Debug().Str("component", "inbound").Err(err).Msg("application unreachable")
+		tcp.Close(l4.Errno(err), time.Since(now), true, true)
+		c.Abort()
+		return
+	}
+	failed, err := c.carry(up.Conn, b, n, func() bool { _, _, v := judge(); return v.Allowed })
+	b = nil
+	count(tcp, c.Conn, 0, 0)
+	tcp.Close(l4.Errno(err), time.Since(now), true, failed == up.Conn)
+}
+
+// carry sends on what was read already, gives the buffer back, and goes on as a tunnel.
+func (c *client) carry(up *l4.Conn, b *l4.Buffer, n int, judge func() bool) (failed *l4.Conn, err error) {
+	if n > 0 {
+		up.ArmWrite(time.Now(), c.stack.Limits.Write)
+		_, err = up.Write(b.B[:n])
+	}
+	l4.Return(b)
+	if err != nil {
+		up.Abort()
+		c.Abort()
+		return up, err
+	}
+	return c.tunnel(up, judge)
+}
