@@ -483,7 +483,9 @@ func TestRemoteHonoursTheContext(t *testing.T) {
 	fetch(t, s)
 	next := r.commit("next", map[string]string{"mesh.cue": "next"})
 
-	for _, path := range []string{"/info/refs", "/git-upload-pack"} {
+	for path, begin := range map[string]string{
+		"/info/refs": "001e# service=git-upload-pack\n0000", "/git-upload-pack": "0008NAK\n",
+	} {
 		ctx, cancel := context.WithCancel(t.Context())
 		hanging := make(chan struct{})
 		release := make(chan struct{})
@@ -491,8 +493,7 @@ func TestRemoteHonoursTheContext(t *testing.T) {
 			if !strings.HasSuffix(req.URL.Path, path) || ctx.Err() != nil {
 				return false
 			}
-			w.Header().Set("Content-Type", "application/x-git-upload-pack-result")
-			w.Write([]byte("0008NAK\n"))
+			fmt.Fprint(w, begin)
 			w.(http.Flusher).Flush()
 			close(hanging)
 			<-release

@@ -180,7 +180,7 @@ func TestLimits(t *testing.T) {
 			leaf = "040000 tree " + r.gitIn(lines.String(), "mktree")
 		}
 		bomb := r.commitTree(strings.TrimPrefix(leaf, "040000 tree "))
-		s := open(t, source.Options{URL: r.dir})
+		s := open(t, source.Options{URL: r.dir, Limits: source.Limits{Files: 1000}})
 		if _, findings, err := s.Snapshot(t.Context(), bomb); err != nil || len(findings) != 1 || findings[0].ID != diag.TooManyFiles {
 			t.Errorf("bomb: %v, %v", findings, err)
 		}
