@@ -166,28 +166,40 @@ type fault struct {
 
 // restore reads what a predecessor left: control planes get the last good release before the first look at Git.
 func (r *reconciler) restore(ctx context.Context) error {
+	if err := r.reload(); err != nil {
+		return err
+	}
 	log := zerolog.Ctx(ctx)
-	base, err := r.store.Applied()
-	switch {
-	case err == nil:
-		r.base = base
-		r.status.Applied = r.describe(base, nil)
-		if err := r.store.Whole(base); err != nil {
-			log.Warn().Err(err).Uint64("version", base.Record.Epoch).Msg("applied release is damaged; compiling it again")
-			return nil
-		}
-		r.server.Announce(base)
-		log.Info().Str("commit", base.Record.Commit()).Uint64("version", base.Record.Epoch).Msg("applied release restored")
-	case errors.Is(err, release.ErrNoPointer), errors.Is(err, release.ErrBadPointer):
-		r.lost = err
+	if r.base == nil {
 		// What sidecars enforce already goes on being served: it was signed by us. It judges nothing.
 		if newest, err := r.store.Newest(); err == nil {
 			r.server.Announce(newest)
 			log.Warn().Err(r.lost).Uint64("version", newest.Record.Epoch).Msg("applied release unknown; serving the newest")
 		}
-	default:
+		return nil
+	}
+	if err := r.store.Whole(r.base); err != nil {
+		log.Warn().Err(err).Uint64("version", r.base.Record.Epoch).Msg("applied release is damaged; compiling it again")
+		return nil
+	}
+	r.server.Announce(r.base)
+	log.Info().Str("commit", r.base.Record.Commit()).Uint64("version", r.base.Record.Epoch).Msg("applied release restored")
+	return nil
+}
+
+// reload takes the applied release from disk.
+func (r *reconciler) reload() error {
+	base, err := r.store.Applied()
+	var applied *Applied
+	switch {
+	case err == nil:
+		applied = r.describe(base, nil)
+	case !errors.Is(err, release.ErrNoPointer) && !errors.Is(err, release.ErrBadPointer):
 		return fmt.Errorf("reading the applied release: %w", err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.base, r.lost, r.status.Applied = base, err, applied
 	return nil
 }
 
@@ -287,6 +299,7 @@ func (r *reconciler) look(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-r.asked:
+			notify(r.wake) // a commit that waits after a fault is tried again too
 		case <-r.hints:
 			if !r.src.Local() {
 				select { // an operator need not wait, a stranger does
@@ -440,6 +453,10 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 	}
 
 	published, err := r.store.Publish(base, rec, blobs, time.Now())
+	if errors.Is(err, release.ErrMoved) {
+		// Somebody changed the state directory: the next try judges by what is there now.
+		return errors.Join(err, r.reload())
+	}
 	if err != nil {
 		return err
 	}

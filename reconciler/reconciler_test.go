@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,7 +42,7 @@ func TestMain(m *testing.M) {
 
 // rig is a policy repository, made with the git binary, and a reconciler that follows it.
 type rig struct {
-	*testing.T
+	testing.TB
 	repo  string
 	cfg   Config
 	plane ed25519.PrivateKey // of the one control plane that may connect
@@ -50,13 +51,13 @@ type rig struct {
 	quit  func() error
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	_, plane, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{T: t, repo: t.TempDir(), plane: plane, log: &logBuffer{}}
+	r := &rig{TB: t, repo: t.TempDir(), plane: plane, log: &logBuffer{}}
 	r.cfg = Config{StateDir: filepath.Join(t.TempDir(), "state"), Repo: r.repo, Version: "v0.1.0", TrustFirstCommit: true,
 		ListenReleases: "127.0.0.1:0", ListenHint: "127.0.0.1:0", Interval: 5 * time.Millisecond,
 		ControlPlaneKeys: []string{record.FormatKey(pinned.Public(plane))}}
@@ -460,18 +461,27 @@ func TestLostPointer(t *testing.T) {
 		"damaged": func(state string) error {
 			return os.WriteFile(filepath.Join(state, "applied.json"), []byte(`{"epoch":1}`), 0o600)
 		},
+		"gone while it runs": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			first := r.commit("Start", files{"mesh.cue": meshFile("example.org"), web: webFile(80)})
 			r.start()
 			r.await(first, Pushing)
-			r.stop()
-			if err := spoil(r.cfg.StateDir); err != nil {
-				t.Fatal(err)
+			if spoil == nil {
+				if err := os.Remove(filepath.Join(r.cfg.StateDir, "applied.json")); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				r.stop()
+				if err := spoil(r.cfg.StateDir); err != nil {
+					t.Fatal(err)
+				}
 			}
 			second := r.commit("Meanwhile", files{web: webFile(81)})
-			r.start()
+			if spoil != nil {
+				r.start()
+			}
 			s := r.await(second, Held)
 			if s.Observed.Accept != AcceptFirst || !strings.Contains(s.Observed.Reason, "applied pointer") || s.Applied != nil {
 				t.Fatalf("observed %+v, applied %+v", s.Observed, s.Applied)
@@ -674,4 +684,48 @@ func TestOneReconcilerPerState(t *testing.T) {
 	if !errors.Is(err, durable.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("a second one: %v; want the number of the process that runs", err)
 	}
+}
+
+// BenchmarkOneChangedFile is the processor time, children included, from a commit of one changed file in a repository of
+// 1,000 services to its published release.
+func BenchmarkOneChangedFile(b *testing.B) {
+	r := newRig(b)
+	fs := files{"mesh.cue": meshFile("example.org")}
+	service := func(ns, n, port int) string {
+		return fmt.Sprintf("package policy\n\nservices: ns%02d: svc%02d: {\n\tports: http: {port: %d, protocol: \"http1\"}\n"+
+			"\tallow: next: from: [{service: \"ns%02d/svc%02d\"}]\n"+
+			"\thttpRoutes: all: {match: [{path: prefix: \"/\"}], timeout: \"2s\"}\n}\n", ns, n, port, ns, (n+1)%20)
+	}
+	for ns := range 50 {
+		for n := range 20 {
+			fs[fmt.Sprintf("services/ns%02d/svc%02d.cue", ns, n)] = service(ns, n, 80)
+		}
+	}
+	last := r.commit("Start", fs)
+	r.cfg.Interval = 200 * time.Millisecond // as it is for local repositories
+	r.start()
+	r.await(last, Pushing)
+	b.ResetTimer()
+	before := cpu(b)
+	var git time.Duration
+	for i := range b.N {
+		fork := cpu(b)
+		last = r.commit(fmt.Sprint("Change ", i), files{"services/ns07/svc07.cue": service(7, 7, 81+i)})
+		git += cpu(b) - fork
+		r.await(last, Pushing)
+	}
+	b.ReportMetric(float64((cpu(b)-before-git).Milliseconds())/float64(b.N), "cpu-ms/commit")
+}
+
+// cpu is the processor time of this process and the children it has waited for.
+func cpu(b *testing.B) time.Duration {
+	var total time.Duration
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(who, &u); err != nil {
+			b.Fatal(err)
+		}
+		total += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return total
 }
