@@ -27,8 +27,8 @@ package compile
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
@@ -246,7 +246,7 @@ type path string
 func (p path) at(parts ...string) path { return p + "." + path(strings.Join(parts, ".")) }
 
 // index is the path of an element of a list.
-func (p path) index(i int) path { return path(fmt.Sprintf("%s.%d", p, i)) }
+func (p path) index(i int) path { return p + path("."+strconv.Itoa(i)) }
 
 // pos is the position of a path, or of its nearest ancestor that the author wrote.
 func (c *compiler) pos(p path) diag.Pos {
@@ -262,8 +262,11 @@ func (c *compiler) pos(p path) diag.Pos {
 // empty reports whether the author wrote a list and left it empty. An empty list never means "all" (a decoder that
 // makes nil of it is seen through by the position of the field).
 func (c *compiler) empty(p path, n int, isNil bool) bool {
+	if n > 0 || !isNil {
+		return n == 0
+	}
 	_, written := c.doc.Positions[string(p)]
-	return n == 0 && (!isNil || written)
+	return written
 }
 
 // find adds a finding at a path.
@@ -272,14 +275,23 @@ func (c *compiler) find(id string, at path, message, hint string, related ...dia
 	c.findings.Add(diag.Finding{ID: id, Path: string(at), Message: message, Hint: hint, Pos: c.pos(at), Related: related})
 }
 
-var (
-	label    = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`) // RFC 1123
-	ruleName = regexp.MustCompile(`^[A-Za-z0-9]([-_A-Za-z0-9]{0,61}[A-Za-z0-9])?$`)
-)
+// named reports whether a name has 1 to 63 letters and digits, or other characters but at its ends; upper allows
+// upper-case letters.
+func named(name, others string, upper bool) bool {
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', upper && 'A' <= c && c <= 'Z':
+		case i > 0 && i < len(name)-1 && strings.IndexByte(others, c) >= 0:
+		default:
+			return false
+		}
+	}
+	return 0 < len(name) && len(name) <= 63
+}
 
 // checkLabel checks a name that becomes part of a host name.
 func (c *compiler) checkLabel(at path, what, name string) {
-	if !label.MatchString(name) {
+	if !named(name, "-", false) {
 		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for a %s", name, what),
 			"use lower-case letters, digits and '-', at most 63, no '-' at the ends (RFC 1123)")
 	}
@@ -287,7 +299,7 @@ func (c *compiler) checkLabel(at path, what, name string) {
 
 // checkRuleName checks a name that becomes part of a rule's or route's id, and so of headers, logs and metric labels.
 func (c *compiler) checkRuleName(at path, what, name string) {
-	if !ruleName.MatchString(name) {
+	if !named(name, "-_", true) {
 		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for a %s", name, what),
 			"use letters, digits, '-' and '_', at most 63, with a letter or digit at the ends")
 	}

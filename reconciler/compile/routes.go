@@ -64,8 +64,7 @@ func (c *compiler) compileRoutes(s *service) {
 	}
 	slices.SortFunc(s.out.Routes, func(a, b mesh.Route) int { return strings.Compare(a.ID, b.ID) })
 	for i := range s.out.Ports {
-		// Stable: matches of one route that tie keep the author's order.
-		slices.SortStableFunc(s.out.Ports[i].Matches, precedence)
+		slices.SortFunc(s.out.Ports[i].Matches, precedence)
 	}
 	c.checkShadowed(s)
 	if t := s.defaults.timeout; t.from != "" && !t.shared && len(s.portNames((*port).http)) == 0 {
@@ -237,7 +236,7 @@ func (c *compiler) matches(r *route, src []v1alpha1.HTTPMatch) []mesh.Match {
 		}
 		out = append(out, match)
 	}
-	slices.SortStableFunc(out, precedence)
+	slices.SortFunc(out, precedence)
 	return out
 }
 
@@ -332,22 +331,28 @@ func precedence(a, b mesh.Match) int {
 		}
 		return 1
 	}
-	return cmp.Or(
+	if c := cmp.Or(
 		flag(a.Path.Exact != "")-flag(b.Path.Exact != ""),
 		len(b.Path.Prefix)-len(a.Path.Prefix),
 		flag(a.Method != "")-flag(b.Method != ""),
 		len(b.Headers)-len(a.Headers),
 		strings.Compare(a.Route, b.Route),
-		strings.Compare(conditions(a), conditions(b)),
-	)
+	); c != 0 {
+		return c
+	}
+	return strings.Compare(conditions(a), conditions(b))
 }
 
 // conditions spells out all that a match asks for; two matches with the same conditions match the same requests.
 func conditions(m mesh.Match) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%q %q %q", m.Path.Exact, m.Path.Prefix, m.Method)
+	part := func(s string) { b.WriteString(s); b.WriteByte('\n') } // stands in none of the parts
+	part(m.Path.Exact)
+	part(m.Path.Prefix)
+	part(m.Method)
 	for _, h := range m.Headers {
-		fmt.Fprintf(&b, " %q=%q", h.Name, h.Exact)
+		part(h.Name)
+		part(h.Exact)
 	}
 	return b.String()
 }
