@@ -41,6 +41,14 @@ type View struct {
 	named map[string][]mesh.ServiceName
 }
 
+// Input is a release with the endpoints of one time that go with it: what all configurations of that time follow from.
+// The two are published together, so that no sidecar is ever sent the routes of one release and the workloads of another.
+// It is never written again. View is nil before the first release.
+type Input struct {
+	View      *View
+	Endpoints *inventory.Snapshot
+}
+
 // NewView encodes a release. Objects that are as in the previous view (nil: there is none) are shared with it, so that
 // a commit which changes one service costs the memory of one service.
 func NewView(r *release.Record, m *mesh.Mesh, origins mesh.Origins, previous *View) *View {

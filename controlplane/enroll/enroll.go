@@ -357,7 +357,7 @@ func (r *Register) enrol(q *proxyapi.EnrolRequest, now time.Time) (*proxyapi.Enr
 	case len(q.GetCsr()) > maxRequest, len(q.GetHostKey()) > maxRequest, len(q.GetProof()) > maxRequest:
 		return nil, "", refuse(codes.InvalidArgument, "the request is too large")
 	case q.GetTime() == nil || q.GetTime().AsTime().Sub(now).Abs() > proxyapi.ProofSkew:
-		return nil, "", refuse(codes.PermissionDenied, "the proof's time is more than %v off the control plane's clock; set the host's clock",
+		return nil, "", refuse(codes.FailedPrecondition, "the proof's time is more than %v off the control plane's clock; set the host's clock",
 			proxyapi.ProofSkew)
 	}
 	pub, err := x509.ParsePKIXPublicKey(q.GetHostKey())

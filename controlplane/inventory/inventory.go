@@ -161,8 +161,8 @@ func (in *Inventory) Watch() (*Snapshot, <-chan struct{}) { return in.snapshot.W
 // Snapshot returns the newest snapshot.
 func (in *Inventory) Snapshot() *Snapshot { return in.snapshot.Get() }
 
-// SetMesh takes over the static workloads of a mesh.
-func (in *Inventory) SetMesh(m *mesh.Mesh) {
+// SetMesh takes over the static workloads of a mesh and returns a snapshot with them.
+func (in *Inventory) SetMesh(m *mesh.Mesh) *Snapshot {
 	in.change(func(time.Time) {
 		in.mesh = m
 		declared := map[string]bool{}
@@ -189,6 +189,8 @@ func (in *Inventory) SetMesh(m *mesh.Mesh) {
 			}
 		}
 	})
+	in.publish(time.Now()) // at once: a release whose routes name new workloads is pushed with their endpoints
+	return in.snapshot.Get()
 }
 
 // Connect says that a workload's sidecar has opened a stream, where it serves and which service. The caller calls the

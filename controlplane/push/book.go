@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/heddle-mesh/heddle/controlplane/assign"
-	"github.com/heddle-mesh/heddle/controlplane/inventory"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 )
@@ -24,8 +23,7 @@ type book struct {
 	epoch  uint64
 	commit string // empty while only the epoch is known, from hello
 
-	latest *assign.View
-	snap   *inventory.Snapshot
+	input assign.Input // the newest
 	// good is the last release that the sidecar took; refused the one that it did not. While the newest is refused, the
 	// good one is served, with the endpoints of the moment: a sidecar that refuses policy still learns who is where.
 	good, refused *assign.View
@@ -65,10 +63,10 @@ func versions(a, b *proxyapi.ObjectVersion) int {
 	return cmp.Or(cmp.Compare(a.GetKind(), b.GetKind()), cmp.Compare(a.GetName(), b.GetName()))
 }
 
-// update takes a release, endpoints and subscriptions as they are now.
-func (b *book) update(view *assign.View, snap *inventory.Snapshot) {
-	b.latest, b.snap = view, snap
-	b.target = nil
+// update takes a release and endpoints as they are now, with the workload as it is now.
+func (b *book) update(input assign.Input) {
+	b.input, b.target = input, nil
+	view, snap := input.View, input.Endpoints
 	if view == nil {
 		return // no release yet
 	}
@@ -105,7 +103,7 @@ func list(cs []mesh.Capability) string {
 
 // settle notes where the sidecar already is where it should be, as after a reconnect: then nothing is sent.
 func (b *book) settle() {
-	if b.target != nil && b.transit == nil && b.target.View == b.latest &&
+	if b.target != nil && b.transit == nil && b.target.View == b.input.View &&
 		b.epoch == b.target.View.Epoch && bytes.Equal(b.state, b.target.State) {
 		b.good, b.commit, b.why = b.target.View, b.target.View.Commit, ""
 	}
@@ -145,7 +143,7 @@ func (b *book) ack(a *proxyapi.Ack) bool {
 		b.have, b.state = assign.Versions(c.Objects), c.State
 		b.epoch, b.commit, b.good = c.View.Epoch, c.View.Commit, c.View
 		b.refusedState = nil
-		if c.View == b.latest {
+		if c.View == b.input.View {
 			b.why = ""
 		}
 		return true
@@ -156,7 +154,7 @@ func (b *book) ack(a *proxyapi.Ack) bool {
 	} else {
 		b.refused = c.View
 	}
-	b.update(b.latest, b.snap)
+	b.update(b.input)
 	return true
 }
 
@@ -170,7 +168,7 @@ func (b *book) heartbeat() (h *proxyapi.Heartbeat, ok bool) {
 
 // refusals are the destinations that the sidecar has not been told yet that it is not served.
 func (b *book) refusals() []*proxyapi.Refused {
-	if b.target == nil || b.target.View != b.latest {
+	if b.target == nil || b.target.View != b.input.View {
 		return nil
 	}
 	var out []*proxyapi.Refused

@@ -12,6 +12,7 @@ package push
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -49,7 +50,7 @@ const (
 type Server struct {
 	proxyapi.UnimplementedConfigServer
 
-	views     *live.Value[*assign.View]
+	input     *live.Value[assign.Input]
 	inventory *inventory.Inventory
 	ca        *identity.CA
 	register  *enroll.Register
@@ -102,9 +103,9 @@ type Proxy struct {
 }
 
 // New returns a server. It does not own what it is given.
-func New(views *live.Value[*assign.View], inv *inventory.Inventory, ca *identity.CA, register *enroll.Register, traffic *observe.Traffic) *Server {
+func New(input *live.Value[assign.Input], inv *inventory.Inventory, ca *identity.CA, register *enroll.Register, traffic *observe.Traffic) *Server {
 	return &Server{
-		views: views, inventory: inv, ca: ca, register: register, traffic: traffic, started: time.Now(),
+		input: input, inventory: inv, ca: ca, register: register, traffic: traffic, started: time.Now(),
 		admission: bucket{every: admitEvery, burst: admitBurst},
 		changed:   make(chan struct{}, 1), stop: make(chan struct{}), proxies: map[string]*proxy{},
 	}
@@ -139,6 +140,19 @@ func (s *Server) Revoke(workload string) {
 // Changed is ready when what Progress returns may have changed.
 func (s *Server) Changed() <-chan struct{} { return s.changed }
 
+// Run notes releases and workloads that come and go, until ctx is done. It is called once.
+func (s *Server) Run(ctx context.Context) error {
+	for {
+		_, stale := s.input.Watch()
+		s.note()
+		select {
+		case <-stale:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
 func (s *Server) note() {
 	select {
 	case s.changed <- struct{}{}:
@@ -150,12 +164,13 @@ func (s *Server) note() {
 // short that they count as there.
 func (s *Server) Progress() *proxyapi.PushReport {
 	r := &proxyapi.PushReport{}
-	view := s.views.Get()
+	input := s.input.Get()
+	view := input.View
 	if view == nil {
 		return r
 	}
 	r.Epoch, r.Commit = view.Epoch, view.Commit
-	there := s.inventory.Snapshot().Present
+	there := input.Endpoints.Present
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range there {
@@ -186,7 +201,7 @@ func (s *Server) Progress() *proxyapi.PushReport {
 
 // Proxies describes every enrolled workload's sidecar, sorted by workload.
 func (s *Server) Proxies() []Proxy {
-	view := s.views.Get()
+	view := s.input.Get().View
 	enrolled, _ := s.register.List()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -214,7 +229,7 @@ func (s *Server) Proxies() []Proxy {
 	return out
 }
 
-// Present reports how many sidecars are connected.
+// Connected reports how many sidecars are connected.
 func (s *Server) Connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -21,7 +21,6 @@ import (
 
 	"github.com/heddle-mesh/heddle/controlplane/assign"
 	"github.com/heddle-mesh/heddle/controlplane/enroll"
-	"github.com/heddle-mesh/heddle/controlplane/inventory"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 	"github.com/heddle-mesh/heddle/schema/spiffe"
@@ -260,18 +259,14 @@ func (c *stream) run(ctx context.Context, inbox <-chan *proxyapi.ProxyMessage, o
 	defer resume.Stop()
 
 	from, idle, dirty := inbox, true, true
-	var view *assign.View
-	var snap *inventory.Snapshot
+	var last assign.Input
 	for {
-		v, viewStale := c.server.views.Watch()
-		e, snapStale := c.server.inventory.Watch()
+		input, inputStale := c.server.input.Watch()
 		bundle, bundleStale := c.server.ca.Bundle()
-		if v != view {
+		if dirty || input != last {
+			last, dirty = input, false
 			c.regrant()
-		}
-		if dirty || v != view || e != snap {
-			view, snap, dirty = v, e, false
-			c.book.update(view, snap)
+			c.book.update(input)
 			for _, r := range c.book.refusals() {
 				c.post(&proxyapi.ControlMessage{Message: &proxyapi.ControlMessage_Refused{Refused: r}})
 			}
@@ -309,8 +304,7 @@ func (c *stream) run(ctx context.Context, inbox <-chan *proxyapi.ProxyMessage, o
 			from = inbox
 		case <-beat.C:
 			c.beat()
-		case <-viewStale:
-		case <-snapStale:
+		case <-inputStale:
 		case <-bundleStale:
 		case <-drain.C:
 			c.post(&proxyapi.ControlMessage{Message: &proxyapi.ControlMessage_Drain{Drain: &proxyapi.Drain{
