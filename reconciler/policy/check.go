@@ -22,8 +22,7 @@ var allowedImports = []string{
 // packageName is the package clause of every policy file.
 const packageName = "policy"
 
-// checkHead looks at what decides how CUE reads a file at all: its package, its imports, its attributes and its
-// numbers. A file with such a finding is not given to CUE.
+// checkHead looks at what decides how CUE reads a file at all: its package, its imports and its attributes. A file with such a finding is not given to CUE.
 func checkHead(f *ast.File) diag.List {
 	var findings diag.List
 	add := func(id string, p token.Pos, message, hint string) {
@@ -64,24 +63,33 @@ func checkHead(f *ast.File) diag.List {
 		add(diag.ForeignImport, spec.Path.Pos(), fmt.Sprintf("import of %q", name), hint)
 	}
 	ast.Walk(f, func(n ast.Node) bool {
-		switch n := n.(type) {
-		case *ast.Attribute:
-			name, body := n.Split()
-			key, _, _ := strings.Cut(body, ",")
-			switch {
-			case name == "tag" && strings.TrimSpace(key) == "env":
-			case name == "tag":
-				add(diag.ForeignAttr, n.Pos(), fmt.Sprintf("attribute @tag(%s): only the tag env is injected", key),
-					"write `_env: *\"default\" | string @tag(env)` in mesh.cue")
-			default:
-				add(diag.ForeignAttr, n.Pos(), fmt.Sprintf("attribute @%s: policy files may not use it", name),
-					"remove it; only @tag(env) is known")
-			}
-		case *ast.BasicLit:
-			if n.Kind == token.FLOAT && strings.ContainsAny(n.Value, "eE") {
-				add(diag.WrongValue, n.Pos(), fmt.Sprintf("%s: numbers are written out, without an exponent", clip(n.Value)),
-					"write the digits, as in 8080")
-			}
+		a, ok := n.(*ast.Attribute)
+		if !ok {
+			return true
+		}
+		name, body := a.Split()
+		key, _, _ := strings.Cut(body, ",")
+		switch {
+		case name == "tag" && strings.TrimSpace(key) == "env":
+		case name == "tag":
+			add(diag.ForeignAttr, a.Pos(), fmt.Sprintf("attribute @tag(%s): only the tag env is injected", clip(key)),
+				"write `_env: *\"default\" | string @tag(env)` in mesh.cue")
+		default:
+			add(diag.ForeignAttr, a.Pos(), fmt.Sprintf("attribute @%s: policy files may not use it", clip(name)),
+				"remove it; only @tag(env) is known")
+		}
+		return true
+	}, nil)
+	return findings
+}
+
+// checkNumbers refuses exponents: CUE reads 1e100000000 as 1, and nothing in policy is that large.
+func checkNumbers(f *ast.File) diag.List {
+	var findings diag.List
+	ast.Walk(f, func(n ast.Node) bool {
+		if n, ok := n.(*ast.BasicLit); ok && n.Kind == token.FLOAT && strings.ContainsAny(n.Value, "eE") {
+			findings.Add(diag.Finding{ID: diag.WrongValue, Pos: position(n.Pos()), Hint: "write the digits, as in 8080",
+				Message: clip(n.Value) + ": numbers are written out, without an exponent"})
 		}
 		return true
 	}, nil)

@@ -33,7 +33,7 @@ v1alpha1.#Repository
 // the schema nor a standard package has nowhere to come from.
 func evaluate(req *request, u unit) result {
 	r := result{Dir: u.Dir}
-	at := sites{}
+	at := newSites()
 	var findings diag.List
 	var own []file
 	computed := false
@@ -43,6 +43,7 @@ func evaluate(req *request, u unit) result {
 		if syntax == nil {
 			continue
 		}
+		findings = append(findings, checkNumbers(syntax)...)
 		if head := checkHead(syntax); len(head) > 0 {
 			findings = append(findings, head...)
 			continue
@@ -69,14 +70,9 @@ func evaluate(req *request, u unit) result {
 				known[f.Path] = true
 			}
 		}
-		err := v.Validate(cue.Attributes(true), cue.Definitions(true), cue.Hidden(true), cue.Concrete(true))
-		found := fromCUE(cueerrors.Errors(err), at, known)
+		found := fromCUE(validate(v, u), at, known)
 		if whole {
 			found = append(found, newFence(u).value(v, known)...)
-		}
-		if u.Dir == "" && whole && !v.LookupPath(cue.ParsePath("mesh")).Exists() {
-			found.Add(diag.Finding{ID: diag.MissingField, Path: "mesh", Pos: diag.Pos{File: "mesh.cue", Line: 1, Column: 1},
-				Message: "mesh is required", Hint: `write mesh: trustDomain: "…"`})
 		}
 		findings = append(findings, found...)
 	}
@@ -86,7 +82,10 @@ func evaluate(req *request, u unit) result {
 		mine[f.Name] = true
 	}
 	findings = slices.DeleteFunc(findings, func(f diag.Finding) bool {
-		return u.Dir != "" && !mine[f.Pos.File] && !isSchema(f.Pos) && f.Pos.File != ""
+		if u.Dir == "" || mine[f.Pos.File] {
+			return false
+		}
+		return !isSchema(f.Pos) && !f.Pos.IsZero() || f.Path == "mesh" || strings.HasPrefix(f.Path, "mesh.")
 	})
 	for i := range findings {
 		if findings[i].Pos.IsZero() || isSchema(findings[i].Pos) {
@@ -97,9 +96,9 @@ func evaluate(req *request, u unit) result {
 		}
 	}
 	r.Findings = findings.Sorted()
-	r.Positions = at
+	r.Positions = at.first
 	if len(r.Findings) > 0 {
-		for p := range maps.Keys(at) {
+		for p := range maps.Keys(at.first) {
 			if name, ok := strings.CutPrefix(p, "services."+u.namespace()+"."); ok && !strings.Contains(name, ".") {
 				r.Names = append(r.Names, name)
 			}
@@ -109,6 +108,26 @@ func evaluate(req *request, u unit) result {
 	}
 	take(&r, u, v, at, computed)
 	return r
+}
+
+// validate returns all errors of an instance. CUE looks for missing fields and values that are still open only where
+// nothing else is wrong, so that one service's slip would hide another's: each is looked at by itself, too.
+func validate(v cue.Value, u unit) []cueerrors.Error {
+	options := []cue.Option{cue.Attributes(true), cue.Definitions(true), cue.Hidden(true), cue.Concrete(true)}
+	errs := cueerrors.Errors(v.Validate(options...))
+	if len(errs) == 0 {
+		return nil
+	}
+	for _, root := range namespaced {
+		it, err := v.LookupPath(cue.MakePath(cue.Str(root), cue.Str(u.namespace()))).Fields()
+		if err != nil {
+			continue
+		}
+		for it.Next() {
+			errs = append(errs, cueerrors.Errors(it.Value().Validate(options...))...)
+		}
+	}
+	return errs
 }
 
 // take reads the fenced part of a sound instance.
@@ -152,7 +171,7 @@ func ancestors(req *request, u unit) (files []file, whole bool) {
 				whole = false
 				continue
 			}
-			if outside, _ := checkFields(u, syntax, sites{}); len(outside) > 0 {
+			if outside, _ := checkFields(u, syntax, newSites()); len(outside) > 0 {
 				whole = false
 			}
 			files = append(files, f)
@@ -187,15 +206,12 @@ func parse(req *request, f file) (*ast.File, diag.List) {
 	return nil, findings
 }
 
-// instance builds the value of a unit. Files that do not compile are named in findings and left out, so that one of
+// instance builds the value of a unit, if it has one. Files that do not compile are named in findings and left out, so that one of
 // them does not hide what is wrong with the others; references that they would have resolved are not reported then.
 func instance(req *request, files []file, whole bool, at sites) (cue.Value, diag.List) {
 	var findings diag.List
 	for len(files) > 0 {
 		v, errs := attempt(req, files)
-		if len(errs) == 0 {
-			return v, findings
-		}
 		bad := map[string]bool{}
 		var found diag.List
 		for _, e := range errs {
@@ -213,6 +229,9 @@ func instance(req *request, files []file, whole bool, at sites) (cue.Value, diag
 			found.Add(f)
 		}
 		findings = append(findings, found...)
+		if v.Exists() {
+			return v, findings
+		}
 		n := len(files)
 		files = slices.DeleteFunc(slices.Clone(files), func(f file) bool { return bad[f.Name] })
 		if len(files) == n {
@@ -263,14 +282,14 @@ func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {
 	if err := inst.Complete(); err != nil {
 		return cue.Value{}, cueerrors.Errors(err)
 	}
-	if inst.ResolutionErr != nil {
-		return cue.Value{}, cueerrors.Errors(inst.ResolutionErr)
-	}
+	// An unused import is a fault, but none that keeps the rest from being evaluated.
+	unused := cueerrors.Errors(inst.ResolutionErr)
+	inst.ResolutionErr = nil
 	vs, err := cuecontext.New().BuildInstances([]*build.Instance{inst})
 	if err != nil {
-		return cue.Value{}, cueerrors.Errors(err)
+		return cue.Value{}, append(unused, cueerrors.Errors(err)...)
 	}
-	return vs[0], nil
+	return vs[0], unused
 }
 
 var (

@@ -23,6 +23,7 @@ var ruleIDs = []struct{ prefix, id string }{
 }
 
 var (
+	inElement  = regexp.MustCompile(` in element (\d+)`)
 	notFound   = regexp.MustCompile(`^reference "?([^"\s]+)"? not found`)
 	mismatched = regexp.MustCompile(`^conflicting values (.*) and (.*) \(mismatched types (\S+) and (\S+)\)$`)
 	conflict   = regexp.MustCompile(`^conflicting values (.*) and (.*)$`)
@@ -56,6 +57,11 @@ func fromCUE(errs []cueerrors.Error, at sites, known map[string]bool) diag.List 
 		// Of several errors on one path, the schema's own message says it best, and a disjunction's summary worst.
 		group := byPath[key]
 		best := slices.MinFunc(group, func(a, b diag.Finding) int { return cmp.Compare(rank(a), rank(b)) })
+		if i := slices.IndexFunc(group, func(f diag.Finding) bool { return f.ID == diag.Conflict }); i >= 0 && len(at.again[key]) > 0 {
+			best = group[i] // the author wrote it twice: that is what is wrong, whatever else CUE tried
+			best.Related = slices.Clone(at.again[key])
+			best.Hint = fmt.Sprintf("a field has one value; it is also written at %s", best.Related[0])
+		}
 		for _, f := range group {
 			for _, p := range append([]diag.Pos{f.Pos}, f.Related...) {
 				if p != best.Pos && !slices.Contains(best.Related, p) && !p.IsZero() && !isSchema(p) {
@@ -96,6 +102,11 @@ func convert(e cueerrors.Error, at sites) diag.Finding {
 	format, args := e.Msg()
 	f := diag.Finding{Path: path}
 	f.ID, f.Message, f.Hint = explain(fmt.Sprintf(format, args...), e.Path())
+	if m := inElement.FindStringSubmatch(f.Message); m != nil { // the schema checks elements from their list
+		path += "." + m[1]
+		f.Path = path
+		f.Message = strings.Replace(f.Message, m[0], "", 1)
+	}
 
 	var author, schema []diag.Pos
 	for _, p := range append(e.InputPositions(), e.Position()) {
@@ -107,10 +118,10 @@ func convert(e cueerrors.Error, at sites) diag.Finding {
 			author = append(author, q)
 		}
 	}
-	switch p, exact := at[path]; {
+	switch p, exact := at.first[path]; {
 	case exact:
 		f.Pos = p
-	case len(path) > 0 && !at.near(path).IsZero():
+	case !at.near(path).IsZero():
 		f.Pos = at.near(path)
 	case len(author) > 0:
 		f.Pos = author[len(author)-1]
@@ -200,7 +211,7 @@ func explain(msg string, path []string) (id, message, hint string) {
 		m := outOfBound.FindStringSubmatch(msg)
 		return diag.WrongValue, clip(fmt.Sprintf("%s is %s", m[1], m[2])), ""
 	case conflict.MatchString(msg):
-		return diag.Conflict, clip(msg), "a field has one value; the places below both write it"
+		return diag.Conflict, clip(msg), "a field has one value: two places that write it, or a place and the schema, disagree"
 	case alleles.MatchString(msg):
 		return diag.WrongValue, "fits none of the allowed forms", ""
 	case incomplete.MatchString(msg):

@@ -34,19 +34,26 @@ func position(p token.Pos) diag.Pos {
 func isSchema(p diag.Pos) bool { return strings.HasPrefix(p.File, schemaFile) }
 
 // sites are the places where the author's files write fields, by path as in [v1alpha1.Document.Positions]. A path
-// that is written more than once has its first place, in the order of the files.
-type sites map[string]diag.Pos
+// that is written more than once has its first place, in the order of the files, and the others in again.
+type sites struct {
+	first map[string]diag.Pos
+	again map[string][]diag.Pos
+}
+
+func newSites() sites { return sites{map[string]diag.Pos{}, map[string][]diag.Pos{}} }
 
 func (s sites) add(path string, p token.Pos) {
-	if _, ok := s[path]; !ok {
-		s[path] = position(p)
+	if _, ok := s.first[path]; ok {
+		s.again[path] = append(s.again[path], position(p))
+		return
 	}
+	s.first[path] = position(p)
 }
 
 // near is the place of a path or of its nearest written ancestor.
 func (s sites) near(path string) diag.Pos {
 	for path != "" {
-		if p, ok := s[path]; ok {
+		if p, ok := s.first[path]; ok {
 			return p
 		}
 		path = path[:max(strings.LastIndexByte(path, '.'), 0)]
@@ -169,9 +176,9 @@ func writtenAt(v cue.Value) diag.Pos {
 func (s sites) complete(prefix string, v cue.Value) {
 	sub := func(name string, v cue.Value) {
 		path := prefix + "." + name
-		if _, ok := s[path]; !ok {
+		if _, ok := s.first[path]; !ok {
 			if p := writtenAt(v); !p.IsZero() {
-				s[path] = p
+				s.first[path] = p
 			}
 		}
 		s.complete(path, v)
