@@ -116,6 +116,11 @@ func (r *Record) Assemble(blob func(mesh.Hash) ([]byte, error)) (*mesh.Mesh, mes
 		if err := read(ref, &chunks[i]); err != nil {
 			return nil, nil, fmt.Errorf("release %d, namespace %q: %w", r.Epoch, ref.Namespace, err)
 		}
+		// A namespace has one chunk, and it is what the record says it is: what is shown and staged by namespace goes by
+		// the record's word.
+		if chunks[i].Namespace != ref.Namespace || i > 0 && ref.Namespace <= r.Chunks[i-1].Namespace {
+			return nil, nil, fmt.Errorf("release %d: chunk %s of namespace %q is out of place", r.Epoch, ref.Hash.Short(), ref.Namespace)
+		}
 	}
 	m, err := mesh.Join(chunks)
 	if err != nil {
