@@ -17,7 +17,7 @@ const apiVersion = "heddle/v1"
 
 // outputFlag adds -o with the formats of a command; the first is the default.
 func (c *cli) outputFlag(cmd *cobra.Command, formats ...string) {
-	v := &choice{value: &c.output, of: formats}
+	v := &choice{value: &c.output, of: formats, kind: "format"}
 	// Each command has its own default, and only one command runs.
 	cmd.Flags().VarP(v, "output", "o", "`format`: "+strings.Join(formats, ", "))
 	cmd.Flag("output").DefValue = formats[0]
@@ -28,10 +28,11 @@ func (c *cli) outputFlag(cmd *cobra.Command, formats ...string) {
 type choice struct {
 	value *string
 	of    []string
+	kind  string
 }
 
 func (f *choice) String() string { return *f.value }
-func (f *choice) Type() string   { return "format" }
+func (f *choice) Type() string   { return f.kind }
 
 func (f *choice) Set(s string) error {
 	if !slices.Contains(f.of, s) {

@@ -257,41 +257,49 @@ func (c *cli) history(ctx context.Context) (items []reconciler.HistoryEntry, dam
 
 func (c *cli) waitCommand() *cobra.Command {
 	var timeout time.Duration
+	until := "all"
 	cmd := &cobra.Command{
 		Use:   "wait COMMIT",
 		Short: "Wait until every sidecar enforces a commit",
-		Long: `Wait ends with exit code 0 when every sidecar has acknowledged the commit, or a newer one that contains
-it in its place; with 1 when the commit is rejected or held, and with 5 when the time is over.`,
-		Example: `  heddle wait "$(git rev-parse HEAD)" --timeout 30s`,
-		Args:    argsBetween(1, 1),
+		Long: `Wait ends with exit code 0 when every sidecar has acknowledged the commit (--for=applied: when it is published);
+with 1 when the commit is rejected or held, and with 5 when the time is over.`,
+		Example: `  heddle wait "$(git rev-parse HEAD)" --timeout 30s
+  heddle wait "$(git rev-parse HEAD)" --for applied && heddle history`,
+		Args: argsBetween(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args[0]) < 4 || strings.Trim(strings.ToLower(args[0]), "0123456789abcdef") != "" {
 				return usagef("COMMIT %q: want at least 4 hexadecimal digits of a commit's hash", args[0])
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			return c.wait(ctx, strings.ToLower(args[0]))
+			return c.wait(ctx, strings.ToLower(args[0]), until == "all")
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how `long` to wait")
+	cmd.Flags().Var(&choice{value: &until, of: []string{"all", "applied"}, kind: "what"}, "for", "`what` to wait for: all (sidecars have acknowledged it), applied")
+	complete(cmd, "for", "all", "applied")
 	c.stateFlag(cmd)
 	c.outputFlag(cmd, "table", "json")
 	return cmd
 }
 
 // wait polls: a reconciler may restart meanwhile, so that not answering is not the end.
-func (c *cli) wait(ctx context.Context, commit string) error {
+func (c *cli) wait(ctx context.Context, commit string, everywhere bool) error {
 	last := fmt.Errorf("%s has not been seen", short(commit))
 	for {
 		var s reconciler.Status
 		if err := c.reconcilerAPI().Get(ctx, "/v1/status", &s); err == nil {
-			done, why := reached(&s, commit)
+			done, why := reached(&s, commit, everywhere)
 			switch {
 			case done:
 				if c.output == "json" {
 					return writeJSON(c.stdout, statusReport{Status: s, Reachable: true, AsOf: time.Now()})
 				}
-				_, err := fmt.Fprintf(c.stdout, "converged %s epoch %d acked %d/%d\n", short(s.Applied.Commit), s.Applied.Epoch, s.Push.Acked, s.Push.Total)
+				state := "applied"
+				if everywhere {
+					state = "converged"
+				}
+				_, err := fmt.Fprintf(c.stdout, "%s %s epoch %d acked %d/%d\n", state, short(s.Applied.Commit), s.Applied.Epoch, s.Push.Acked, s.Push.Total)
 				return err
 			case why != nil:
 				last = why
@@ -315,8 +323,8 @@ func (c *cli) wait(ctx context.Context, commit string) error {
 
 var errSettled = errors.New("it will not converge")
 
-// reached reports whether the commit is enforced everywhere, and why not.
-func reached(s *reconciler.Status, commit string) (bool, error) {
+// reached reports whether the commit is applied or, if so asked, enforced everywhere, and why not.
+func reached(s *reconciler.Status, commit string, everywhere bool) (bool, error) {
 	o, a := s.Observed, s.Applied
 	if o != nil && strings.HasPrefix(o.Commit, commit) {
 		switch o.State {
@@ -329,7 +337,7 @@ func reached(s *reconciler.Status, commit string) (bool, error) {
 	if a == nil || !strings.HasPrefix(a.Commit, commit) {
 		return false, fmt.Errorf("%s is not applied yet", short(commit))
 	}
-	if o == nil || o.State != reconciler.Converged && strings.HasPrefix(o.Commit, commit) {
+	if everywhere && (o == nil || o.State != reconciler.Converged && o.Commit == a.Commit) {
 		return false, fmt.Errorf("%d of %d sidecars have acknowledged %s", s.Push.Acked, s.Push.Total, short(commit))
 	}
 	return true, nil

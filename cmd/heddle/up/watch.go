@@ -236,16 +236,23 @@ func short(commit string) string { return commit[:min(7, len(commit))] }
 // plain prints one line a change, for files and pipes.
 type plain struct {
 	*supervisor
-	last    string
-	detail  string
-	down    string
-	waiting string
-	ready   bool
+	begun  bool
+	ready  bool
+	last   string // headline
+	detail string // trouble
+	down   string // what does not answer
+
+	waiting      string
+	waitingSince time.Time
+	waitingSaid  bool
 }
 
+// patience is how long a workload may wait for its token before a line says so: every first start waits a moment.
+const patience = 3 * time.Second
+
 func (p *plain) show(v view, lines []string) error {
-	if p.last == "" && p.down == "" && !p.ready {
-		p.down = "unknown"
+	if !p.begun {
+		p.begun = true
 		lines = append([]string{fmt.Sprintf("repository %s ref %s", p.repo, p.cfg.Ref), "state " + p.cfg.State}, lines...)
 	}
 	down := ""
@@ -254,18 +261,20 @@ func (p *plain) show(v view, lines []string) error {
 	} else if v.edgesErr != nil && v.edges != nil {
 		down = "controlplane"
 	}
-	if down != p.down && p.down != "unknown" || down != "" && p.down == "unknown" {
-		if down != "" {
-			lines = append(lines, "unreachable "+down)
-		} else {
-			lines = append(lines, "reachable "+p.down)
-		}
+	if down != p.down && p.down != "" {
+		lines = append(lines, "reachable "+p.down)
+	}
+	if down != p.down && down != "" {
+		lines = append(lines, "unreachable "+down)
 	}
 	p.down = down
-	if v.waiting != p.waiting && v.waiting != "" && v.status != nil && v.status.Applied != nil {
+	if v.waiting != p.waiting {
+		p.waiting, p.waitingSince, p.waitingSaid = v.waiting, time.Now(), false
+	}
+	if p.waiting != "" && !p.waitingSaid && time.Since(p.waitingSince) > patience {
+		p.waitingSaid = true
 		lines = append(lines, "waiting "+terminal.Clean(v.waiting))
 	}
-	p.waiting = v.waiting
 	if v.status != nil && v.statusErr == nil {
 		if h := headline(v.status); h != p.last && h != "" {
 			p.last = h

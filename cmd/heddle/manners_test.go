@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// commands walks the whole tree, so that a new command is held to the manners without being listed anywhere.
+func commands(t *testing.T) []*cobra.Command {
+	t.Helper()
+	c := &cli{stdout: new(bytes.Buffer), stderr: new(bytes.Buffer)}
+	root := c.root()
+	root.InitDefaultHelpCmd()
+	var all []*cobra.Command
+	var walk func(*cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		all = append(all, cmd)
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk(root)
+	return all
+}
+
+type ran struct {
+	code           int
+	stdout, stderr string
+}
+
+// heddle runs the real program, in a directory without a mesh.
+func heddle(t *testing.T, dir string, env []string, args ...string) ran {
+	t.Helper()
+	exe, err := exec.LookPath("heddle") // put there by testscript.Main
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &stdout, &stderr
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}, env...)
+	if err := cmd.Run(); err != nil {
+		if _, ok := err.(*exec.ExitError); !ok {
+			t.Fatal(err)
+		}
+	}
+	return ran{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+func words(cmd *cobra.Command, more ...string) []string {
+	return append(strings.Fields(cmd.CommandPath())[1:], more...)
+}
+
+// arguments that get each command past its own checks, to where it needs a mesh.
+var arguments = map[string][]string{
+	"heddle explain":      {"shop/web", "shop/api"},
+	"heddle wait":         {"3f9c2ab", "--timeout=50ms"},
+	"heddle resume":       {"--accept-rewind"},
+	"heddle token create": {"--workload=shop/web-1", "--service=shop/web"},
+	"heddle up kill":      {"web-1"},
+}
+
+// needsMesh are the commands that ask a running mesh, with the exit code where there is none.
+var needsMesh = map[string]int{
+	"heddle status": exitNoLook, "heddle history": exitNoLook, "heddle proxies": exitNoLook, "heddle edges": exitNoLook,
+	"heddle explain": exitNoLook, "heddle resume": exitNoLook, "heddle hint": exitNoLook, "heddle token create": exitNoLook,
+	"heddle up kill": exitNoLook, "heddle wait": exitTimeout,
+}
+
+func TestManners(t *testing.T) {
+	for _, cmd := range commands(t) {
+		t.Run(strings.ReplaceAll(cmd.CommandPath(), " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			if help := heddle(t, dir, nil, words(cmd, "--help")...); help.code != exitOK || help.stderr != "" ||
+				!strings.Contains(help.stdout, "Examples:\n  ") || !strings.Contains(help.stdout, "Usage:") {
+				t.Errorf("--help exits %d, says on stderr %q, and shows\n%s", help.code, help.stderr, help.stdout)
+			}
+			if cmd.Short == "" || strings.HasSuffix(cmd.Short, ".") {
+				t.Errorf("its one line is %q", cmd.Short)
+			}
+			bad := heddle(t, dir, nil, words(cmd, "--no-such-flag")...)
+			if bad.code != exitUsage || bad.stdout != "" || !strings.Contains(bad.stderr, "no-such-flag") || !strings.Contains(bad.stderr, "--help") {
+				t.Errorf("an unknown flag: %+v", bad)
+			}
+			if cmd.HasSubCommands() && cmd.Name() != "up" {
+				bad = heddle(t, dir, nil, words(cmd, "no-such-command")...)
+				if bad.code != exitUsage || bad.stdout != "" || !strings.Contains(bad.stderr, "try: ") {
+					t.Errorf("an unknown command: %+v", bad)
+				}
+			}
+			cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+				if f.Usage == "" {
+					t.Errorf("flag --%s has no usage", f.Name)
+				}
+			})
+			output := cmd.Flags().Lookup("output")
+			if output != nil {
+				bad = heddle(t, dir, nil, words(cmd, "-o", "no-such-format")...)
+				if bad.code != exitUsage || bad.stdout != "" || !strings.Contains(bad.stderr, "json") {
+					t.Errorf("an unknown format: %+v", bad)
+				}
+				if !strings.Contains(output.Usage, "json") {
+					t.Errorf("-o knows no json: %q", output.Usage)
+				}
+			}
+			code, ok := needsMesh[cmd.CommandPath()]
+			if !ok {
+				return
+			}
+			args := words(cmd, arguments[cmd.CommandPath()]...)
+			lost := heddle(t, dir, nil, args...)
+			if lost.code != code || lost.stdout != "" || !strings.Contains(lost.stderr, "error: ") || !strings.Contains(lost.stderr, "  try: ") {
+				t.Errorf("without a mesh: %+v", lost)
+			}
+			lost = heddle(t, dir, nil, append(args, "-o", "json")...)
+			var e struct {
+				APIVersion, Error, Hint string
+				Code                    int
+			}
+			if err := json.Unmarshal([]byte(lost.stderr), &e); err != nil || lost.stdout != "" {
+				t.Fatalf("without a mesh, with -o json: %+v, %v", lost, err)
+			}
+			if e.APIVersion != "heddle/v1" || e.Error == "" || e.Hint == "" || e.Code != code || lost.code != code {
+				t.Errorf("without a mesh, with -o json: %+v, exit code %d", e, lost.code)
+			}
+		})
+	}
+}
+
+// Every command that asks a mesh is in the table above: what is added later cannot be forgotten.
+func TestEveryCommandThatAsksIsHeld(t *testing.T) {
+	for _, cmd := range commands(t) {
+		_, ok := needsMesh[cmd.CommandPath()]
+		switch cmd.CommandPath() {
+		case "heddle up", "heddle key", "heddle reconciler", "heddle controlplane":
+			continue // they make what they need
+		}
+		if asks := cmd.Flags().Lookup("state") != nil; asks != ok {
+			t.Errorf("%s: has --state: %t, held by TestManners: %t", cmd.CommandPath(), asks, ok)
+		}
+	}
+}
+
+// Commands that need no mesh print JSON that says what version it is.
+func TestJSON(t *testing.T) {
+	dir := t.TempDir()
+	if r := heddle(t, dir, nil, "policy", "init", "repo", "-o", "json"); !versioned(r) || r.code != exitOK {
+		t.Fatalf("policy init: %+v", r)
+	}
+	for _, args := range [][]string{
+		{"version"}, {"key", "reconciler"}, {"check", "repo"}, {"policy", "upgrade", "repo"}, {"help", "HDL0206"},
+	} {
+		if r := heddle(t, dir, nil, append(args, "-o", "json")...); !versioned(r) || r.code != exitOK {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "repo", "services", "example", "broken.cue"), []byte("package policy\n\n{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// The code is the same for every format, and every format has the finding.
+	for _, format := range []string{"text", "json", "sarif", "github"} {
+		r := heddle(t, dir, nil, "check", "repo", "-o", format)
+		if r.code != exitProblems || !strings.Contains(r.stdout, "broken.cue") || !strings.Contains(r.stdout, "HDL0201") {
+			t.Errorf("check -o %s: %+v", format, r)
+		}
+	}
+}
+
+func versioned(r ran) bool {
+	var v struct{ APIVersion string }
+	return json.Unmarshal([]byte(r.stdout), &v) == nil && v.APIVersion == "heddle/v1"
+}
+
+func TestColour(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		env  []string
+		want bool
+	}{
+		{nil, false}, // a pipe is no terminal
+		{[]string{"CLICOLOR_FORCE=1"}, true},
+		{[]string{"CLICOLOR_FORCE=0"}, false},
+		{[]string{"CLICOLOR_FORCE=1", "NO_COLOR=1"}, false},
+		{[]string{"CLICOLOR_FORCE=1", "TERM=dumb"}, true}, // forced is forced
+	} {
+		r := heddle(t, dir, c.env, "status")
+		if got := strings.Contains(r.stderr, "\x1b["); got != c.want {
+			t.Errorf("%v: colour is %t in %q", c.env, got, r.stderr)
+		}
+	}
+}
+
+func TestCompletionScripts(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		r := heddle(t, t.TempDir(), nil, "completion", shell)
+		if r.code != exitOK || !strings.Contains(r.stdout, "heddle") || r.stderr != "" {
+			t.Errorf("%s: exit code %d, %d bytes, %q", shell, r.code, len(r.stdout), r.stderr)
+		}
+	}
+	if r := heddle(t, t.TempDir(), nil, "__complete", "status", "-o", ""); !strings.Contains(r.stdout, "json\n") {
+		t.Errorf("completing -o: %+v", r)
+	}
+	if r := heddle(t, t.TempDir(), nil, "__complete", "help", "HDL02"); !strings.Contains(r.stdout, "HDL0206") {
+		t.Errorf("completing a finding: %+v", r)
+	}
+}

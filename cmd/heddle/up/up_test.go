@@ -1,0 +1,135 @@
+package up
+
+import (
+	"context"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/heddle-mesh/heddle/examples"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+func TestProcesses(t *testing.T) {
+	for _, name := range examples.Names() {
+		example, _, err := examples.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readProcesses(example); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	workload := func(more string) string {
+		return `{"apiVersion": "heddle/v1", "workloads": [{"name": "a/b-1", "service": "a/b", "run": ["b"]` + more + `}]}`
+	}
+	for _, c := range []struct{ name, file, want string }{
+		{"good", workload(""), ""},
+		{"a field of a later version", workload(`, "restart": false`), `unknown field "restart"`},
+		{"another version", strings.Replace(workload(""), "heddle/v1", "heddle/v2", 1), "reads heddle/v1"},
+		{"nothing to run", `{"apiVersion": "heddle/v1", "workloads": []}`, "no workloads"},
+		{"no namespace", strings.Replace(workload(""), "a/b-1", "b-1", 1), "want namespace/name"},
+		{"a path out of the logs", strings.Replace(workload(""), "a/b-1", "a/../b", 1), "want namespace/name"},
+		{"a service of another namespace", strings.Replace(workload(""), `"a/b"`, `"c/b"`, 1), "not one of namespace a"},
+		{"two of a name", strings.Replace(workload(`}, {"name": "c/b-1", "service": "c/b", "run": ["b"]`), "", "", 1), "two processes named b-1"},
+		{"a name of ours", strings.Replace(workload(""), "a/b-1", "a/reconciler", 1), "two processes named reconciler"},
+		{"an upstream without a port", workload(`, "upstreams": {"X": "a/c"}`), "want namespace/service:port"},
+		{"an entry that nobody exposes", strings.Replace(workload(`, "ports": {"http": {}}`), `"workloads"`, `"entry": {"workload": "a/b-1", "port": "http", "path": "/"}, "workloads"`, 1), "no workload exposes it"},
+	} {
+		_, err := readProcesses(fstest.MapFS{"processes.json": {Data: []byte(c.file)}})
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s: %v", c.name, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: error is %v, want %q", c.name, err, c.want)
+		}
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	b := newBook("/somewhere", nil)
+	first, err := b.address("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if port := portOf(first); port >= b.low && port <= b.high {
+		t.Errorf("%s is an ephemeral port, of %d to %d", first, b.low, b.high)
+	}
+	if second, err := b.address("api"); err != nil || second == first {
+		t.Errorf("two names have %s, %v", second, err)
+	}
+	again := newBook("/somewhere", b.addresses)
+	if got, err := again.address("web"); err != nil || got != first {
+		t.Errorf("the next run has %s, %v; the one before had %s", got, err, first)
+	}
+	l, err := net.Listen("tcp", first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := newBook("/somewhere", b.addresses)
+	got, err := taken.address("web")
+	if err != nil || got == first {
+		t.Errorf("an address that another program took is given away again: %s, %v", got, err)
+	}
+	if port := portOf(got); strconv.Itoa(port) == "0" || got == b.addresses["api"] {
+		t.Errorf("the new address is %s", got)
+	}
+}
+
+func TestRepository(t *testing.T) {
+	git, err := exec.LookPath("git")
+	if err != nil {
+		t.Skip("there is no git")
+	}
+	dir := filepath.Join(t.TempDir(), "repo")
+	policy := fstest.MapFS{"mesh.cue": {Data: []byte("package policy\n")}, "services/a/b.cue": {Data: []byte("package policy\n")}}
+	// Neither a surrounding repository nor the user's settings have a say.
+	t.Setenv("GIT_DIR", filepath.Join(t.TempDir(), "elsewhere"))
+	t.Setenv("HOME", t.TempDir())
+	if err := makeRepository(t.Context(), dir, "trunk", policy, v1alpha1.Vendored()); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(args ...string) string {
+		cmd := exec.Command(git, append([]string{"-C", dir}, args...)...)
+		cmd.Env = gitEnvironment()
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("git %v: %v: %s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	if got := ask("rev-parse", "--abbrev-ref", "HEAD"); got != "trunk" {
+		t.Errorf("the branch is %s", got)
+	}
+	if got := ask("status", "--porcelain"); got != "" {
+		t.Errorf("not committed: %s", got)
+	}
+	if got := ask("ls-files"); !strings.Contains(got, "cue.mod/module.cue") || !strings.Contains(got, v1alpha1.VendorDir+"/VERSION") {
+		t.Errorf("the repository holds\n%s", got)
+	}
+	head := ask("rev-parse", "HEAD")
+	if err := os.WriteFile(filepath.Join(dir, "mesh.cue"), []byte("package policy // mine\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeRepository(t.Context(), dir, "trunk", policy, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask("rev-parse", "HEAD"); got != head || ask("status", "--porcelain") == "" {
+		t.Error("a repository that is there was touched")
+	}
+}
+
+// Without git there is a way out.
+func TestRepositoryWithoutGit(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	err := makeRepository(context.Background(), filepath.Join(t.TempDir(), "repo"), "main", fstest.MapFS{}, nil)
+	if err == nil || !strings.Contains(err.Error(), "--repo") {
+		t.Errorf("error is %v", err)
+	}
+}
