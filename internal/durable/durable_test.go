@@ -218,7 +218,8 @@ func TestLock(t *testing.T) {
 	if !errors.Is(err, durable.ErrLocked) || !errors.As(err, &locked) {
 		t.Fatalf("Lock: %v, want ErrLocked", err)
 	}
-	if want := fmt.Sprintf("process %d", cmd.Process.Pid); locked.PID != cmd.Process.Pid || !strings.Contains(err.Error(), want) {
+	want := fmt.Sprintf("process %d", cmd.Process.Pid)
+	if locked.PID != cmd.Process.Pid || !strings.Contains(err.Error(), want) {
 		t.Errorf("%q does not name %s", err, want)
 	}
 

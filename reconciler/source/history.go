@@ -10,15 +10,15 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/object"
 )
 
-// IsAncestor reports whether old is new or one of the commits that new was built on: whether going from old to new is a
-// fast-forward. An old that is not in the repository is no ancestor: the history of new is there as a whole, unless a
-// local repository is a shallow clone, and then an answer that the missing part could change is an error.
-func (s *Source) IsAncestor(ctx context.Context, old, new string) (bool, error) {
-	from, err := parseHash(old)
+// IsAncestor reports whether ancestor is tip or one of the commits that tip was built on: whether going from ancestor to
+// tip is a fast-forward. A commit that is not in the repository is no ancestor: the history of tip is there as a whole,
+// unless a local repository is a shallow clone, and then an answer that the missing part could change is an error.
+func (s *Source) IsAncestor(ctx context.Context, ancestor, tip string) (bool, error) {
+	from, err := parseHash(ancestor)
 	if err != nil {
 		return false, err
 	}
-	to, err := parseHash(new)
+	to, err := parseHash(tip)
 	if err != nil {
 		return false, err
 	}
@@ -78,16 +78,16 @@ func (s *Source) Changed(ctx context.Context, from, to string) ([]string, error)
 	}
 	var paths []string
 	err = s.read(ctx, func(st *store) error {
-		old, err := st.commit(a)
+		before, err := st.commit(a)
 		if err != nil {
 			return err
 		}
-		new, err := st.commit(b)
+		after, err := st.commit(b)
 		if err != nil {
 			return err
 		}
 		d := differ{ctx: ctx, store: st, budget: 4 * s.opts.Limits.Files}
-		if err := d.diff("", old.tree, new.tree); err != nil {
+		if err := d.diff("", before.tree, after.tree); err != nil {
 			return err
 		}
 		paths = d.paths
@@ -108,18 +108,18 @@ type differ struct {
 }
 
 // diff compares two directories at one path; the zero hash is an absent one.
-func (d *differ) diff(path string, old, new plumbing.Hash) error {
-	if old == new {
+func (d *differ) diff(path string, before, after plumbing.Hash) error {
+	if before == after {
 		return nil
 	}
 	if err := d.ctx.Err(); err != nil {
 		return err
 	}
-	a, err := d.entries(old)
+	a, err := d.entries(before)
 	if err != nil {
 		return err
 	}
-	b, err := d.entries(new)
+	b, err := d.entries(after)
 	if err != nil {
 		return err
 	}

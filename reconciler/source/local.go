@@ -46,7 +46,7 @@ func findRepository(path string) (*layout, error) {
 		}
 		to, ok := strings.CutPrefix(string(b), "gitdir: ")
 		if !ok {
-			return nil, fmt.Errorf("opening the repository: %s does not say where the repository is; mend it with git worktree repair", dot)
+			return nil, fmt.Errorf("opening the repository: %s does not say where it is; git worktree repair mends that", dot)
 		}
 		git = relativeTo(path, strings.TrimSpace(to))
 	case !errors.Is(err, fs.ErrNotExist):

@@ -38,7 +38,7 @@ const (
 func (s *Source) clonePath() string { return filepath.Join(s.opts.Dir, cloneName) }
 
 // prepareClone removes what is no use: half-made clones, packs half received, the clone of another repository.
-func (s *Source) prepareClone(context.Context) error {
+func (s *Source) prepareClone() error {
 	left, err := filepath.Glob(s.clonePath() + ".*")
 	if err != nil {
 		return err
@@ -175,7 +175,7 @@ func (s *Source) tidy(ctx context.Context, tip Commit) {
 		}
 	}
 	if _, err := s.clone(ctx); err != nil {
-		zerolog.Ctx(ctx).Warn().Err(err).Msg("could not clone afresh to be rid of many packs; trying again after the next fetch")
+		zerolog.Ctx(ctx).Warn().Err(err).Msg("could not clone afresh to be rid of many packs; trying again later")
 	}
 }
 

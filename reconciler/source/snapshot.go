@@ -46,11 +46,11 @@ func (sn *Snapshot) Read(f File) ([]byte, error) {
 	var b []byte
 	err = sn.src.read(context.Background(), func(st *store) (err error) {
 		b, err = st.content(h, plumbing.BlobObject, sn.src.opts.Limits.FileSize)
+		if err == nil && int64(len(b)) != f.Size {
+			err = damaged(h, fmt.Errorf("it has %d bytes, not %d", len(b), f.Size))
+		}
 		return err
 	})
-	if err == nil && int64(len(b)) != f.Size {
-		err = fmt.Errorf("it has %d bytes, not %d", len(b), f.Size)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", f.Path, sn.src.about(plumbing.NewHash(sn.Commit.Hash), err))
 	}

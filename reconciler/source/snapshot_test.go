@@ -171,7 +171,9 @@ func TestLimits(t *testing.T) {
 	}
 
 	// Thirty small objects that stand for 10^29 files, and as many that stand for directories without any.
-	for _, leaf := range []string{"100644 blob " + r.gitIn("x", "hash-object", "-w", "--stdin"), "040000 tree " + r.gitIn("", "mktree")} {
+	for _, leaf := range []string{
+		"100644 blob " + r.gitIn("x", "hash-object", "-w", "--stdin"), "040000 tree " + r.gitIn("", "mktree"),
+	} {
 		for range 29 {
 			var lines strings.Builder
 			for i := range 10 {
@@ -181,7 +183,8 @@ func TestLimits(t *testing.T) {
 		}
 		bomb := r.commitTree(strings.TrimPrefix(leaf, "040000 tree "))
 		s := open(t, source.Options{URL: r.dir, Limits: source.Limits{Files: 1000}})
-		if _, findings, err := s.Snapshot(t.Context(), bomb); err != nil || len(findings) != 1 || findings[0].ID != diag.TooManyFiles {
+		_, findings, err := s.Snapshot(t.Context(), bomb)
+		if err != nil || len(findings) != 1 || findings[0].ID != diag.TooManyFiles {
 			t.Errorf("bomb: %v, %v", findings, err)
 		}
 	}
@@ -302,4 +305,32 @@ func BenchmarkOneChangedFile(b *testing.B) {
 	}
 	b.Run("local", func(b *testing.B) { bench(b, r.dir) })
 	b.Run("remote", func(b *testing.B) { bench(b, serve(b, r).URL) })
+}
+
+// Looking at a local ref that did not move, which happens five times a second.
+func BenchmarkPollLocal(b *testing.B) {
+	r := newRepo(b)
+	r.commit("first", policy)
+	s := open(b, source.Options{URL: r.dir})
+	for b.Loop() {
+		fetch(b, s)
+	}
+}
+
+// 1,000 files read from a packed repository by a Source that starts.
+func BenchmarkColdRead(b *testing.B) {
+	r := newRepo(b)
+	files := map[string]string{}
+	for i := range 1000 {
+		files[fmt.Sprintf("services/ns%d/svc%d.cue", i%50, i)] = strings.Repeat(fmt.Sprintln("line", i), 100)
+	}
+	r.commit("first", files)
+	r.git("gc", "-q")
+	for b.Loop() {
+		s := open(b, source.Options{URL: r.dir})
+		if got := contents(b, s, fetch(b, s).Hash); len(got) != len(files) {
+			b.Fatalf("%d files", len(got))
+		}
+		s.Close()
+	}
 }

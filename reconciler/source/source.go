@@ -6,8 +6,8 @@
 // commit may be followed, and when to look again, is the business of the loop that owns the Source.
 //
 // A repository on this machine is opened where it lies, read only: nothing is ever written into it, and git may repack
-// or collect it meanwhile. A remote one is kept as a bare, single-branch, full-history clone in the Source's own
-// directory, which may be deleted at any time: a lost or damaged clone is made again.
+// or collect it meanwhile. A remote one is kept as a bare, single-branch, full-history clone, clone.git in the Source's
+// own directory, which may be deleted at any time: a lost or damaged clone is made again.
 //
 // It is the only home of go-git. It imports no CUE and does not look inside files.
 package source
@@ -49,7 +49,7 @@ type Options struct {
 // Limits bounds a repository, so that no commit can exhaust the reconciler. The defaults are far above any policy and
 // far below any machine.
 type Limits struct {
-	Files     int   // regular files in a commit; default 50,000. Directory entries of all kinds are bounded by twice that.
+	Files     int   // regular files in a commit; default 50,000; directory entries of all kinds may be twice as many
 	FileSize  int64 // bytes in one file; default 1 MiB
 	TreeSize  int64 // bytes in all files of a commit; default 64 MiB
 	FetchSize int64 // bytes received in one fetch; default 1 GiB
@@ -79,7 +79,7 @@ type Commit struct {
 	Hash    string    // 40 hexadecimal digits
 	Subject string    // the first line of the message, at most 200 characters
 	Author  string    // name and address, "Ada <ada@example.org>"
-	Time    time.Time // when it was committed, by the committer's clock
+	Time    time.Time // when it was committed, by the committer's clock; in UTC, so that Commits can be compared by ==
 }
 
 // ErrUnknownCommit is wrapped when a commit is not in the repository, or not any more: after a force-push, git collects
@@ -109,7 +109,7 @@ type Source struct {
 }
 
 // Open prepares to follow a ref. It touches no network; a local repository must exist. Close the Source after use.
-func Open(ctx context.Context, opts Options) (*Source, error) {
+func Open(_ context.Context, opts Options) (*Source, error) {
 	if opts.Ref == "" {
 		opts.Ref = "main"
 	}
@@ -141,7 +141,7 @@ func Open(ctx context.Context, opts Options) (*Source, error) {
 	if s.remote, err = newRemote(where, opts); err != nil {
 		return nil, err
 	}
-	return s, s.prepareClone(ctx)
+	return s, s.prepareClone()
 }
 
 // Local reports whether the repository lies on this machine.
@@ -190,7 +190,7 @@ func (s *Source) Commit(hash string) (Commit, error) {
 	return c.describe(), nil
 }
 
-// Close closes the files that are open. Snapshots of the Source cannot be read afterwards without opening them again.
+// Close closes the files that are open. A call after it opens again what it needs.
 func (s *Source) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -243,6 +243,9 @@ func (s *Source) read(ctx context.Context, f func(*store) error) error {
 		}
 		if err = f(s.store); !isDamage(err) && !errors.Is(err, ErrUnknownCommit) {
 			return err
+		}
+		if isDamage(err) {
+			s.root = nil // The sizes in it may come from what is damaged.
 		}
 		if !s.Local() {
 			if isDamage(err) {

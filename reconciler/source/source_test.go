@@ -39,7 +39,7 @@ func newRepo(t testing.TB, args ...string) *repo {
 var gitEnv = []string{
 	"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
 	"GIT_AUTHOR_NAME=Ada", "GIT_AUTHOR_EMAIL=ada@example.org", "GIT_COMMITTER_NAME=Ada",
-	"GIT_COMMITTER_EMAIL=ada@example.org", "GIT_TERMINAL_PROMPT=0", "LC_ALL=C",
+	"GIT_COMMITTER_EMAIL=ada@example.org", "GIT_TERMINAL_PROMPT=0", "LC_ALL=C", "TZ=XXX-5:30",
 }
 
 func (r *repo) git(args ...string) string {
@@ -331,7 +331,7 @@ func TestRefErrors(t *testing.T) {
 		{"misspelt", full, "mian", `has no branch or tag "mian"; did you mean "main"? it has main, staging, v1`},
 		{"nothing like it", full, "release-7", `has no branch or tag "release-7": it has main, staging, v1`},
 		{"full name", full, "refs/heads/stagin", `did you mean "staging"?`},
-		{"empty", empty, "main", "has no commit yet; branch main is checked out and has no commit: commit the policy to branch main first"},
+		{"empty", empty, "main", "has no commit yet; branch main is checked out and has no commit: commit the policy to"},
 		{"unborn", unborn, "main", "branch main is checked out and has no commit: it has trunk"},
 		{"detached", detached, "main", "its HEAD is detached at "},
 		{"not a commit", tree, "t", "it names a tree, not a commit"},
@@ -437,7 +437,8 @@ func TestGitCollectsUnderUs(t *testing.T) {
 					return err
 				}
 				for _, args := range [][]string{{"commit", "-qam", "next"}, [][]string{
-					{"gc", "-q", "--prune=now"}, {"repack", "-q", "-a", "-d", "-f"}, {"pack-refs", "--all", "--prune"}, {"repack", "-q", "-d"},
+					{"gc", "-q", "--prune=now"}, {"repack", "-q", "-a", "-d", "-f"},
+					{"pack-refs", "--all", "--prune"}, {"repack", "-q", "-d"},
 				}[i%4]} {
 					if _, err := r.try("", args...); err != nil {
 						return err

@@ -200,7 +200,7 @@ func (st *store) commit(h plumbing.Hash) (*commit, error) {
 	}
 	return &commit{
 		hash: h, tree: c.TreeHash, parents: c.ParentHashes, message: c.Message,
-		author: c.Author.Name + " <" + c.Author.Email + ">", time: c.Committer.When,
+		author: c.Author.Name + " <" + c.Author.Email + ">", time: c.Committer.When.UTC(),
 	}, nil
 }
 

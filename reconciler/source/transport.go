@@ -2,6 +2,7 @@ package source
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -56,11 +59,11 @@ type remote struct {
 	auth Auth
 
 	mu      sync.Mutex
-	secrets []string // every secret that was read so far, to keep them out of errors
+	secrets map[string]bool // every secret that was read so far, in every form, to keep them out of errors; guarded by mu
 }
 
 func newRemote(a address, opts Options) (*remote, error) {
-	r := &remote{address: a, auth: opts.Auth}
+	r := &remote{address: a, auth: opts.Auth, secrets: map[string]bool{}}
 	r.keepSecret(a.password)
 	if a.url.Scheme != "ssh" && a.password == "" {
 		r.keepSecret(a.user) // A lone user name is how tokens are often given.
@@ -76,7 +79,7 @@ func (r *remote) keepSecret(s string) {
 	defer r.mu.Unlock()
 	for _, form := range []string{s, url.PathEscape(s), url.QueryEscape(s)} {
 		if len(form) > 2 {
-			r.secrets = append(r.secrets, form)
+			r.secrets[form] = true
 		}
 	}
 }
@@ -85,7 +88,8 @@ func (r *remote) keepSecret(s string) {
 func (r *remote) mask(msg string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, s := range r.secrets {
+	// The longest first: one secret may be a part of another.
+	for _, s := range slices.SortedFunc(maps.Keys(r.secrets), func(a, b string) int { return cmp.Compare(len(b), len(a)) }) {
 		msg = strings.ReplaceAll(msg, s, "***")
 	}
 	return firstLine(msg)
@@ -114,7 +118,7 @@ func (r *remote) dialHTTP() (session, error) {
 			return nil, fmt.Errorf("the token file %s is empty", r.auth.TokenFile)
 		}
 		r.keepSecret(secret)
-		user = firstOf(r.auth.Username, r.user, "git")
+		user = cmp.Or(r.auth.Username, r.user, "git")
 	}
 	var auth transport.AuthMethod
 	if user != "" {
@@ -170,15 +174,6 @@ func sameServer(a, b *url.URL) bool {
 	return a.Scheme == b.Scheme && a.Host == b.Host
 }
 
-func firstOf(s ...string) string {
-	for _, v := range s {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
-}
-
 // errorBodies cuts the body of an HTTP error short: go-git makes all of it part of the error.
 type errorBodies struct{ http.RoundTripper }
 
@@ -219,7 +214,7 @@ func (r *remote) dialSSH(ctx context.Context) (_ session, err error) {
 		return nil, fmt.Errorf("reading the known hosts: %w; ssh-keyscan writes such a file, after you compared the keys", err)
 	}
 	cfg := &ssh.ClientConfig{
-		User:            firstOf(r.user, "git"),
+		User:            cmp.Or(r.user, "git"),
 		HostKeyCallback: checkHostKey(hosts.HostKeyCallback()),
 		// Ask for the kinds of key that are known for this host: a server has several, and would offer another one.
 		HostKeyAlgorithms: hosts.HostKeyAlgorithms(addr),
@@ -345,7 +340,7 @@ func (s *sshSession) AdvertisedReferencesContext(ctx context.Context) (*packp.Ad
 		if strings.Contains(why, "not found") || strings.Contains(why, "not appear to be") {
 			return nil, fmt.Errorf("%w: %s", transport.ErrRepositoryNotFound, why)
 		}
-		return nil, fmt.Errorf("the server said nothing about the repository: %s", firstOf(why, "the connection was closed"))
+		return nil, fmt.Errorf("the server said nothing about the repository: %s", cmp.Or(why, "the connection was closed"))
 	case err != nil:
 		return nil, err
 	}
