@@ -38,8 +38,9 @@ import (
 )
 
 // Compile compiles a document for the sidecar of this source tree. It returns either a mesh with its origins and no
-// findings, or all findings, sorted, and neither: nothing half compiled can be published. doc is not written, and what
-// is returned shares no memory with it that anybody writes.
+// findings, or all findings, sorted, and neither: nothing half compiled can be published. A document with unread
+// namespaces never makes a mesh, even where it has no findings of its own; references into those namespaces are not
+// judged. doc is not written, and what is returned shares no memory with it that anybody writes.
 func Compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag.List) {
 	return thisSidecar.compile(doc)
 }
@@ -91,7 +92,7 @@ func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag
 	m.Workloads = c.compileWorkloads()
 	c.checkMandates(services)
 
-	if len(c.findings) > 0 {
+	if len(c.findings) > 0 || len(doc.Unread) > 0 {
 		return nil, nil, c.findings.Sorted()
 	}
 	for _, s := range services {
@@ -104,6 +105,9 @@ func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag
 // settings compiles what holds for the mesh as a whole and returns the mesh's defaults.
 func (c *compiler) settings(to *mesh.Settings) defaults {
 	src := c.doc.Policy.Mesh
+	if src == nil && len(c.doc.Unread) > 0 {
+		return builtIn // it is there and could not be read
+	}
 	if src == nil {
 		c.find(diag.NoPolicy, "mesh", "the repository says nothing about the mesh", `write mesh.cue with mesh: trustDomain: "example.org"`)
 		return builtIn
@@ -305,14 +309,20 @@ func (c *compiler) checkRuleName(at path, what, name string) {
 	}
 }
 
-// lookup finds a service that a field names.
+// lookup finds a service that a field names. It returns nil after a finding, or where the namespace could not be read.
 func (c *compiler) lookup(at path, name v1alpha1.ServiceName) *service {
 	if s := c.services[mesh.ServiceName(name)]; s != nil {
 		return s
 	}
+	if c.unread(mesh.ServiceName(name).Namespace()) {
+		return nil
+	}
 	c.find(diag.UnknownService, at, fmt.Sprintf("no service is named %q", name), c.serviceHint(string(name)))
 	return nil
 }
+
+// unread reports whether a namespace has findings already and could therefore not be read.
+func (c *compiler) unread(namespace string) bool { return slices.Contains(c.doc.Unread, namespace) }
 
 // serviceHint guesses which service was meant: a slip of the hand, else the same name in the only namespace that has it.
 func (c *compiler) serviceHint(name string) string {

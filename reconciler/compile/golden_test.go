@@ -57,6 +57,36 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestUnread: what refers to a namespace that could not be read is not judged, the rest is, and no mesh comes of it.
+func TestUnread(t *testing.T) {
+	doc := parse(t, map[string]string{"mesh.cue": `
+mesh: {trustDomain: "corp.example", mandates: {mtls: "strict", exempt: ["broken/x", "gone/x"]}}
+services: shop: web: {
+	ports: http: port: 80
+	allow: a: from: [{service: "broken/x"}]
+	allow: b: from: [{service: "gone/x"}]
+	httpRoutes: r: backends: [{service: "broken/x", port: "p"}]
+}
+workloads: broken: w: service: "x"
+`})
+	doc.Unread = []string{"broken"}
+	m, origins, findings := Compile(doc)
+	var got []string
+	for _, f := range findings {
+		got = append(got, f.Path+" "+f.ID)
+	}
+	want := []string{"mesh.mandates.exempt.1 HDL0301", "services.shop.web.allow.b.from.0.service HDL0301"}
+	if d := cmp.Diff(want, got); d != "" || m != nil || origins != nil {
+		t.Errorf("a mesh: %t (-want +got):\n%s", m != nil, d)
+	}
+
+	doc = parse(t, map[string]string{"mesh.cue": `services: shop: web: ports: http: port: 80`})
+	doc.Unread = []string{"broken"}
+	if m, _, findings := Compile(doc); m != nil || len(findings) > 0 {
+		t.Errorf("mesh.cue was not read, and nothing else is wrong: %v", findings)
+	}
+}
+
 func golden(t *testing.T, files map[string]string) (out []txtar.File) {
 	m, origins, findings := Compile(parse(t, files))
 	if len(findings) > 0 {

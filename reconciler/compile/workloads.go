@@ -35,7 +35,7 @@ func (c *compiler) compileWorkloads() (out []mesh.Workload) {
 			}
 			if s := c.services[w.Service]; s != nil {
 				w.Identity = c.workloadIdentity(at, src, s)
-			} else {
+			} else if !c.unread(ns) {
 				c.unknownWorkloadService(at.at("service"), ns, src.Service)
 			}
 			out = append(out, w)
