@@ -174,16 +174,16 @@ func (r *reconciler) restore(ctx context.Context) error {
 		// What sidecars enforce already goes on being served: it was signed by us. It judges nothing.
 		if newest, err := r.store.Newest(); err == nil {
 			r.server.Announce(newest)
-			log.Warn().Err(r.lost).Uint64("version", newest.Record.Epoch).Msg("applied release unknown; serving the newest")
+			log.Warn().Err(r.lost).Uint64("epoch", newest.Record.Epoch).Msg("applied release unknown; serving the newest")
 		}
 		return nil
 	}
 	if err := r.store.Whole(r.base); err != nil {
-		log.Warn().Err(err).Uint64("version", r.base.Record.Epoch).Msg("applied release is damaged; compiling it again")
+		log.Warn().Err(err).Uint64("epoch", r.base.Record.Epoch).Msg("applied release is damaged; compiling it again")
 		return nil
 	}
 	r.server.Announce(r.base)
-	log.Info().Str("commit", r.base.Record.Commit()).Uint64("version", r.base.Record.Epoch).Msg("applied release restored")
+	log.Info().Str("commit", r.base.Record.Commit()).Uint64("epoch", r.base.Record.Epoch).Msg("applied release restored")
 	return nil
 }
 
@@ -454,7 +454,11 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 
 	published, err := r.store.Publish(base, rec, blobs, time.Now())
 	if errors.Is(err, release.ErrMoved) {
-		// Somebody changed the state directory: the next try judges by what is there now.
+		// Somebody changed the state directory under us. If it names another release that can be trusted, the next try
+		// judges by that one. If it names none, nothing is published until it is restored, or an operator starts again.
+		if _, lost := r.store.Applied(); lost != nil {
+			return fmt.Errorf("%w; restore the state directory, or restart the reconciler and accept a first commit", err)
+		}
 		return errors.Join(err, r.reload())
 	}
 	if err != nil {
@@ -468,7 +472,7 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 	r.set(tip, Observed{State: Pushing})
 	r.mu.Unlock()
 	r.server.Announce(published)
-	event := zerolog.Ctx(ctx).Info().Str("commit", tip.Hash).Uint64("version", published.Record.Epoch).Dur("dur", time.Since(start))
+	event := zerolog.Ctx(ctx).Info().Str("commit", tip.Hash).Uint64("epoch", published.Record.Epoch).Dur("dur", time.Since(start))
 	if applied.Unchanged {
 		event.Msg("release published, behaviour unchanged")
 	} else {
@@ -664,7 +668,7 @@ func (r *reconciler) progress(ctx context.Context) <-chan struct{} {
 	if to.State != o.State {
 		to.Since = time.Now()
 		if to.State == Converged {
-			zerolog.Ctx(ctx).Info().Str("commit", o.Commit).Uint64("version", p.Epoch).Int("sidecars", p.Total).
+			zerolog.Ctx(ctx).Info().Str("commit", o.Commit).Uint64("epoch", p.Epoch).Int("sidecars", p.Total).
 				Dur("dur", to.Since.Sub(r.base.Record.Published)).Msg("commit converged")
 		}
 	}

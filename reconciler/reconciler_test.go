@@ -461,27 +461,18 @@ func TestLostPointer(t *testing.T) {
 		"damaged": func(state string) error {
 			return os.WriteFile(filepath.Join(state, "applied.json"), []byte(`{"epoch":1}`), 0o600)
 		},
-		"gone while it runs": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			first := r.commit("Start", files{"mesh.cue": meshFile("example.org"), web: webFile(80)})
 			r.start()
 			r.await(first, Pushing)
-			if spoil == nil {
-				if err := os.Remove(filepath.Join(r.cfg.StateDir, "applied.json")); err != nil {
-					t.Fatal(err)
-				}
-			} else {
-				r.stop()
-				if err := spoil(r.cfg.StateDir); err != nil {
-					t.Fatal(err)
-				}
+			r.stop()
+			if err := spoil(r.cfg.StateDir); err != nil {
+				t.Fatal(err)
 			}
 			second := r.commit("Meanwhile", files{web: webFile(81)})
-			if spoil != nil {
-				r.start()
-			}
+			r.start()
 			s := r.await(second, Held)
 			if s.Observed.Accept != AcceptFirst || !strings.Contains(s.Observed.Reason, "applied pointer") || s.Applied != nil {
 				t.Fatalf("observed %+v, applied %+v", s.Observed, s.Applied)
@@ -551,6 +542,39 @@ func TestRepositoryFault(t *testing.T) {
 	r.eventually("the end of the fault", func() bool { return r.status().Fault == "" })
 	second := r.commit("Go on", files{web: webFile(81)})
 	r.await(second, Pushing)
+}
+
+// A commit that cannot be stored waits, changes nothing, and is published when the state directory is well again.
+func TestStateFault(t *testing.T) {
+	for _, away := range []string{"releases/records", "releases/blobs", "applied.json"} {
+		t.Run(away, func(t *testing.T) {
+			r := newRig(t)
+			first := r.commit("Start", files{"mesh.cue": meshFile("example.org"), web: webFile(80)})
+			r.start()
+			r.await(first, Pushing)
+			path := filepath.Join(r.cfg.StateDir, away)
+			if err := os.Rename(path, path+".away"); err != nil {
+				t.Fatal(err)
+			}
+			second := r.commit("Go on", files{web: webFile(81)})
+			r.await(second, Compiled)
+			var s Status
+			r.eventually("the fault", func() bool { s = r.status(); return s.Fault != "" })
+			if s.Applied == nil || s.Applied.Commit != first || !strings.Contains(s.Fault, "publishing") && !strings.Contains(s.Fault, "storing") {
+				t.Errorf("status during the fault: %+v, applied %+v", s, s.Applied)
+			}
+			if err := os.Rename(path+".away", path); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.api.Post(t.Context(), "/v1/hint", nil, nil); err != nil { // do not wait for the backoff
+				t.Fatal(err)
+			}
+			r.eventually("its end", func() bool { s = r.status(); return s.Fault == "" && s.Applied.Commit == second })
+			if s.Applied.Epoch != 2 {
+				t.Errorf("applied %+v", s.Applied)
+			}
+		})
+	}
 }
 
 // Control planes say how far a release has come.

@@ -58,6 +58,7 @@ Everything that is not in Git lies in the state directory: back it up, above all
 			if err != nil || level == zerolog.NoLevel {
 				return usagef("--log-level %q: want debug, info, warn or error", logLevel)
 			}
+			zerolog.ErrorFieldName = "err" // as all of Heddle's logs call it
 			log := zerolog.New(cmd.ErrOrStderr())
 			if f, ok := cmd.ErrOrStderr().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 				log = zerolog.New(zerolog.ConsoleWriter{Out: f, NoColor: os.Getenv("NO_COLOR") != ""})

@@ -169,6 +169,16 @@ func (d *Dir) prune() error {
 	return nil
 }
 
+// Remove takes back a record that its writer has told nobody about. Its blobs go with the next Put.
+func (d *Dir) Remove(epoch uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := os.Remove(d.recordPath(epoch)); err != nil {
+		return fmt.Errorf("removing release %d: %w", epoch, err)
+	}
+	return nil
+}
+
 // List returns the epochs of the records, newest first.
 func (d *Dir) List() ([]uint64, error) {
 	files, err := os.ReadDir(filepath.Join(d.path, "records"))

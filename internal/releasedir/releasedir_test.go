@@ -70,7 +70,17 @@ func TestKeepsTheNewestAndWhatTheyName(t *testing.T) {
 	if _, rec, err := d.Latest(public()); err != nil || rec.Epoch != 6 {
 		t.Errorf("latest: %v, %v", rec, err)
 	}
-	signed, blobs := made(3, "late")
+	if err := d.Remove(6); err != nil {
+		t.Error(err)
+	}
+	if _, rec, err := d.Latest(public()); err != nil || rec.Epoch != 5 {
+		t.Errorf("latest after taking 6 back: %v, %v", rec, err)
+	}
+	signed, blobs := made(7, "shared", "own 7")
+	if err := d.Put(signed, 7, blobs); err != nil || d.Has(hash("own 6")) {
+		t.Errorf("the blobs of what was taken back stay (%v)", err)
+	}
+	signed, blobs = made(3, "late")
 	if err := d.Put(signed, 3, blobs); !errors.Is(err, ErrOld) || d.Has(hash("late")) {
 		t.Errorf("a release that would go at once: %v", err)
 	}

@@ -217,7 +217,8 @@ func (s *Store) Publish(judgedBy *Release, rec release.Record, blobs map[mesh.Ha
 		return nil, fmt.Errorf("publishing: %w", err)
 	}
 	if err := durable.WriteSealed(s.pointerPath(), b, 0o600); err != nil {
-		return nil, fmt.Errorf("publishing: moving the applied pointer: %w", err)
+		// Tries that pile up records would push the applied one out of those that are kept.
+		return nil, errors.Join(fmt.Errorf("publishing: moving the applied pointer: %w", err), s.dir.Remove(rec.Epoch))
 	}
 	return &Release{signed, &rec}, nil
 }
