@@ -381,6 +381,7 @@ func TestOpenErrors(t *testing.T) {
 		"file://host/x":                    "three slashes",
 		"http://u:p@example.org/x.git":     "use https",
 		"https://a:b%zz@example.org/x.git": "not a valid URL",
+		"us/er:b%zz@example.org:x.git":     "nor a valid URL",
 	} {
 		_, err := source.Open(t.Context(), source.Options{URL: url, Dir: t.TempDir()})
 		if url == "ext::sh -c id" { // an SSH host of a strange name, never a command
@@ -549,11 +550,11 @@ func TestMaskedURL(t *testing.T) {
 		"https://user:sec%zzret@example.org/a":       "https://***@example.org/a",
 		"https://user:sec?ret@example.org/a":         "https://***@example.org/a",
 		"https://example.org/a?private_token=secret": "https://example.org/a",
-		"https://example.org/@scope/a#secret":        "https://example.org/@scope/a",
+		"https://example.org/@scope/a#secret":        "https://***@scope/a",
 		"ssh://git@example.org:22/a":                 "ssh://git@example.org:22/a",
 		"ssh://git:secret@example.org/a":             "ssh://***@example.org/a",
 		"git@example.org:team/a.git":                 "git@example.org:team/a.git",
-		"git:secret@example.org:team/a.git":          "git:***@example.org:team/a.git",
+		"git:secret@example.org:team/a.git":          "***@example.org:team/a.git",
 		"/srv/policy":                                "/srv/policy",
 		"file:///srv/policy":                         "file:///srv/policy",
 		"HTTPS://user:secret@example.org/a":          "HTTPS://***@example.org/a",
@@ -563,4 +564,23 @@ func TestMaskedURL(t *testing.T) {
 			t.Errorf("MaskedURL(%s) = %s, want %s", url, got, want)
 		}
 	}
+}
+
+// However a secret is written into the userinfo of a URL, with or without escapes, it is not in what people see.
+func FuzzMaskedURL(f *testing.F) {
+	f.Add("https", "user:", "", "example.org/a")
+	f.Add("ssh", "git:a/b?c#d@", "%zz", "[::1]:22/~/a")
+	f.Add("http", "1/@", "@/", "h:80/p?q@r")
+	f.Fuzz(func(t *testing.T, scheme, before, after, rest string) {
+		raw := scheme + "://" + before + "s3cr3t" + after + "@" + rest
+		if strings.Contains(scheme+rest, "s3cr3t") || strings.EqualFold(scheme, "file") || strings.Contains(scheme, "://") {
+			t.Skip()
+		}
+		if strings.EqualFold(scheme, "ssh") { // a login name is no secret
+			raw = scheme + "://u:" + before + "s3cr3t" + after + "@" + rest
+		}
+		if got := source.MaskedURL(raw); strings.Contains(got, "s3cr3t") {
+			t.Errorf("MaskedURL(%q) = %q", raw, got)
+		}
+	})
 }

@@ -37,7 +37,11 @@ func parseURL(raw string) (address, error) {
 		return address{}, fmt.Errorf("no repository is given: name a path or a URL")
 	case !strings.Contains(raw, "://"):
 		m := scpLike.FindStringSubmatch(raw)
-		if _, err := os.Lstat(raw); m == nil || err == nil {
+		_, err := os.Lstat(raw)
+		if m == nil && err != nil && MaskedURL(raw) != raw {
+			return bad("it is neither a path nor a valid URL; write ssh://user@host/path")
+		}
+		if m == nil || err == nil {
 			abs, err := filepath.Abs(raw)
 			return address{path: abs}, err
 		}
@@ -76,36 +80,29 @@ func parseURL(raw string) (address, error) {
 	return a, nil
 }
 
+// loginName is an SSH user name that can be no secret worth hiding.
+var loginName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+
 // MaskedURL is a repository's address for people: userinfo other than an SSH login name is replaced by "***", queries
-// and fragments, which may hold tokens too, are cut off. It never fails; what it cannot parse it masks generously.
+// and fragments, which may hold tokens too, are cut off. It never fails, and masks too much rather than too little:
+// passwords are often pasted without the escapes that a URL needs, so all up to the last at sign counts as userinfo.
 func MaskedURL(raw string) string {
 	scheme, rest, ok := strings.Cut(raw, "://")
-	if !ok {
-		if m := scpLike.FindStringSubmatch(raw); m != nil && m[2] != "" {
-			return m[1] + ":***@" + m[3] + ":" + m[4]
+	at := strings.LastIndexByte(rest, '@')
+	switch {
+	case !ok: // user:password@host:path is no address that works, but somebody will try it
+		at := strings.LastIndexByte(raw, '@')
+		if at < 0 || strings.ContainsAny(raw[:1], "/.") || loginName.MatchString(raw[:at]) {
+			return raw
 		}
+		return "***" + raw[at:]
+	case strings.EqualFold(scheme, "file"):
 		return raw
+	case at >= 0 && !(strings.EqualFold(scheme, "ssh") && loginName.MatchString(rest[:at])):
+		rest = "***" + rest[at:]
 	}
-	if strings.EqualFold(scheme, "file") {
-		return raw
-	}
-	if i := strings.IndexAny(rest, "?#"); i >= 0 && !strings.Contains(rest[i:], "@") {
+	if i := strings.IndexAny(rest, "?#"); i >= 0 {
 		rest = rest[:i]
-	}
-	// A password may hold an unescaped slash, question mark or at sign: all up to the last at sign is taken for it, except
-	// where the URL parses and says that the at sign belongs to the path.
-	if u, err := url.Parse(raw); err == nil && (u.User != nil || u.Port() == "" || !strings.Contains(u.Path, "@")) {
-		host := ""
-		if u.User != nil {
-			host = "***@"
-			if _, secret := u.User.Password(); !secret && strings.EqualFold(scheme, "ssh") {
-				host = u.User.String() + "@"
-			}
-		}
-		return scheme + "://" + host + u.Host + u.EscapedPath()
-	}
-	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
-		rest = "***@" + rest[i+1:]
 	}
 	return scheme + "://" + rest
 }
