@@ -95,6 +95,9 @@ func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag
 	if len(c.findings) > 0 || len(doc.Unread) > 0 {
 		return nil, nil, c.findings.Sorted()
 	}
+	if len(services) > 0 {
+		m.Inbound, m.Outbound = make([]mesh.Inbound, 0, len(services)), make([]mesh.Outbound, 0, len(services))
+	}
 	for _, s := range services {
 		m.Inbound = append(m.Inbound, s.in)
 		m.Outbound = append(m.Outbound, s.out)
@@ -206,8 +209,8 @@ func (c *compiler) declare(ns, name string, outer defaults) {
 	}
 
 	ids := c.identities(s)
-	s.in = mesh.Inbound{Service: s.name, Identities: ids, Ports: []mesh.InboundPort{}}
-	s.out = mesh.Outbound{Service: s.name, Identities: ids, Ports: []mesh.OutboundPort{}}
+	s.in = mesh.Inbound{Service: s.name, Identities: ids, Ports: make([]mesh.InboundPort, 0, len(s.ports))}
+	s.out = mesh.Outbound{Service: s.name, Identities: ids, Ports: make([]mesh.OutboundPort, 0, len(s.ports))}
 	for _, p := range s.ports {
 		id := mesh.DefaultID(s.name, p.name)
 		s.in.Ports = append(s.in.Ports, mesh.InboundPort{

@@ -55,6 +55,9 @@ func (c *compiler) compileRoutes(s *service) {
 		s.routes = append(s.routes, r)
 	}
 	c.defaultRoutes(s)
+	if len(s.routes) > 0 {
+		s.out.Routes = make([]mesh.Route, 0, len(s.routes))
+	}
 	for _, r := range s.routes {
 		s.out.Routes = append(s.out.Routes, r.compiled)
 		if r.port != nil {
@@ -361,23 +364,27 @@ func conditions(m mesh.Match) string {
 // only where both ask for the same: a wider path, fewer headers or any method always come later.
 func (c *compiler) checkShadowed(s *service) {
 	for i := range s.out.Ports {
-		first := map[string]mesh.Match{}
-		for _, m := range s.out.Ports[i].Matches {
+		matches := s.out.Ports[i].Matches
+		if len(matches) < 2 {
+			continue
+		}
+		first := make(map[string]string, len(matches)) // conditions → route
+		for _, m := range matches {
 			if s.route(m.Route).broken {
 				continue
 			}
 			key := conditions(m)
 			earlier, ok := first[key]
 			if !ok {
-				first[key] = m
+				first[key] = m.Route
 				continue
 			}
-			at, by := s.route(m.Route).at, s.route(earlier.Route).at
+			at, by := s.route(m.Route).at, s.route(earlier).at
 			if at == by {
 				c.find(diag.ShadowedRoute, at.at("match"), "two of the route's matches ask for the same", "delete one of them")
 				continue
 			}
-			c.find(diag.ShadowedRoute, at, fmt.Sprintf("route %q takes every request of one of this route's matches first", localID(earlier.Route)),
+			c.find(diag.ShadowedRoute, at, fmt.Sprintf("route %q takes every request of one of this route's matches first", localID(earlier)),
 				"make one of them more specific (path, method, header), or delete it", c.pos(by))
 		}
 	}
@@ -407,6 +414,9 @@ func (c *compiler) checkLoops(services []*service) {
 	where := map[hop]path{}
 	var order []hop
 	for _, s := range services {
+		if !slices.ContainsFunc(s.routes, func(r *route) bool { return len(r.matches) > 0 && unconditional(r.matches[len(r.matches)-1]) }) {
+			continue // the unconditional match is the last in precedence
+		}
 		for _, p := range s.ports {
 			at := hop{s.name, p.name}
 			keeps := false
@@ -421,7 +431,7 @@ func (c *compiler) checkLoops(services []*service) {
 						to = append(to, hop{b.Service, b.Port})
 					}
 				}
-				if next[at] == nil && !r.broken && slices.ContainsFunc(r.matches, unconditional) {
+				if next[at] == nil && !r.broken && unconditional(r.matches[len(r.matches)-1]) {
 					next[at], where[at] = to, r.at.at("backends")
 				}
 			}

@@ -24,7 +24,10 @@ var kinds = []struct {
 
 // compileRules compiles the rules of a service and those of its routes that they name.
 func (c *compiler) compileRules(s *service) {
-	named := map[string]*route{}
+	var named []*route
+	if n := len(s.src.Allow) + len(s.src.Deny); n > 0 {
+		s.in.Rules = make([]mesh.Rule, 0, n)
+	}
 	for _, k := range kinds {
 		rules := k.of(s.src)
 		for _, name := range slices.Sorted(maps.Keys(rules)) {
@@ -47,7 +50,9 @@ func (c *compiler) compileRules(s *service) {
 					// The rule speaks of routes, so it speaks of their ports and leaves the others alone.
 					r.Ports = append(r.Ports, rt.port.name)
 				}
-				named[rt.id] = rt
+				if !slices.Contains(named, rt) {
+					named = append(named, rt)
+				}
 				if slices.ContainsFunc(rt.matches, judgesPath) {
 					p, _ := s.in.Port(rt.port.name)
 					p.CanonicalPaths = true
@@ -61,8 +66,9 @@ func (c *compiler) compileRules(s *service) {
 			s.in.Rules = append(s.in.Rules, r)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(named)) {
-		s.in.Routes = append(s.in.Routes, mesh.Route{ID: id, Port: named[id].port.name, Matches: named[id].matches})
+	slices.SortFunc(named, func(a, b *route) int { return strings.Compare(a.id, b.id) })
+	for _, r := range named {
+		s.in.Routes = append(s.in.Routes, mesh.Route{ID: r.id, Port: r.port.name, Matches: r.matches})
 	}
 }
 
@@ -79,7 +85,7 @@ func (c *compiler) from(at path, from []v1alpha1.From) []mesh.Peer {
 		c.find(diag.NoCaller, at, "the rule names no caller, so it matches nobody",
 			`name one, as in from: [{service: "shop/web"}], or delete the rule`)
 	}
-	var peers []mesh.Peer
+	peers := make([]mesh.Peer, 0, len(from))
 	for i, f := range from {
 		at := at.index(i)
 		n := 0
@@ -108,19 +114,19 @@ func (c *compiler) from(at path, from []v1alpha1.From) []mesh.Peer {
 			peers = append(peers, mesh.Peer{Authenticated: f.Authenticated, Unauthenticated: f.Unauthenticated})
 		}
 	}
-	slices.SortFunc(peers, func(a, b mesh.Peer) int {
-		rank := func(p mesh.Peer) int {
-			switch {
-			case p.Unauthenticated:
-				return 2
-			case p.Authenticated:
-				return 1
-			}
-			return 0
-		}
-		return cmp.Or(rank(a)-rank(b), strings.Compare(a.Identity, b.Identity))
-	})
+	slices.SortFunc(peers, func(a, b mesh.Peer) int { return cmp.Or(rank(a)-rank(b), strings.Compare(a.Identity, b.Identity)) })
 	return slices.Compact(peers)
+}
+
+// rank orders kinds of callers from narrow to wide.
+func rank(p mesh.Peer) int {
+	switch {
+	case p.Unauthenticated:
+		return 2
+	case p.Authenticated:
+		return 1
+	}
+	return 0
 }
 
 // rulePorts resolves the ports of a rule; nil stands for every port.
