@@ -6,9 +6,9 @@ import (
 )
 
 // SARIF writes findings as a SARIF 2.1.0 log with one run of a tool named heddle of the given version: what code-scanning
-// services read. Rules are those that the findings name. A finding without a position has no location. Columns are
-// Heddle's bytes; SARIF counts UTF-16 units unless told otherwise, so columnKind stays at its default and columns are
-// exact on lines that are ASCII before the place.
+// services read. Rules are those that the findings name. A finding without a position has no location. SARIF
+// knows columns of code points and of UTF-16 units, and Heddle counts bytes: they agree where a line is ASCII up to the
+// place.
 func SARIF(w io.Writer, l List, version string) error {
 	index := map[string]int{}
 	rules, results := []sarifRule{}, []sarifResult{}
@@ -38,8 +38,9 @@ func SARIF(w io.Writer, l List, version string) error {
 		Schema:  "https://json.schemastore.org/sarif-2.1.0.json",
 		Version: "2.1.0",
 		Runs: []sarifRun{{
-			Tool:    sarifTool{sarifDriver{Name: "heddle", Version: version, Rules: rules}},
-			Results: results,
+			ColumnKind: "unicodeCodePoints",
+			Tool:       sarifTool{sarifDriver{Name: "heddle", Version: version, Rules: rules}},
+			Results:    results,
 		}},
 	})
 }
@@ -60,8 +61,9 @@ type (
 		Runs    []sarifRun `json:"runs"`
 	}
 	sarifRun struct {
-		Tool    sarifTool     `json:"tool"`
-		Results []sarifResult `json:"results"`
+		Tool       sarifTool     `json:"tool"`
+		ColumnKind string        `json:"columnKind"`
+		Results    []sarifResult `json:"results"`
 	}
 	sarifTool struct {
 		Driver sarifDriver `json:"driver"`
