@@ -274,3 +274,89 @@ func BenchmarkCompile(b *testing.B) {
 		}
 	})
 }
+
+// TestAnyDocument: whatever a document holds, there is either a mesh that reads back or findings that help, and never a
+// panic. The schema's checks come before, but the compiler does not lean on them.
+func TestAnyDocument(t *testing.T) {
+	meshes, rejected := 0, 0
+	for seed := range uint64(400) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		doc := large(2, 2)
+		v := reflect.ValueOf(&doc.Policy).Elem()
+		for range 1 + r.IntN(3) {
+			mutate(r, v)
+		}
+		m, origins, findings := Compile(doc)
+		if (m == nil) == (len(findings) == 0) || (m == nil) != (origins == nil) {
+			t.Fatalf("seed %d: a mesh and %d findings", seed, len(findings))
+		}
+		for _, f := range findings {
+			_, known := diag.Explain(f.ID)
+			if !known || f.Message == "" || f.Hint == "" || f.Path == "" || f.Pos.IsZero() && f.ID != diag.NoPolicy {
+				t.Errorf("seed %d: not a helpful finding: %#v", seed, f)
+			}
+		}
+		if m == nil {
+			rejected++
+			continue
+		}
+		meshes++
+		var back mesh.Mesh
+		if err := mesh.Decode(mesh.Canonical(m), &back); err != nil || !reflect.DeepEqual(m, &back) {
+			t.Fatalf("seed %d: the mesh does not read back: %v\n%s", seed, err, cmp.Diff(m, &back))
+		}
+	}
+	if meshes < 20 || rejected < 100 {
+		t.Errorf("the cases are lopsided: %d meshes, %d rejected", meshes, rejected)
+	}
+}
+
+// mutate changes one value somewhere inside v.
+func mutate(r *rand.Rand, v reflect.Value) {
+	odd := []string{"", "/", "*", "ns-0/svc-1", "svc-1", "http", "admin", "cart", "spiffe://corp.example/x", "spiffe://a/b", "1h", "-1s", "GET", "x-a",
+		"permissive", "strict", "tcp", "grpc", "all-unauthenticated", "audit", "\x00", "\xff", "/\xff", "%zz", "10.0.0.1", "a.b", "/a/../b", "/%61"}
+	word := func() string { return odd[r.IntN(len(odd))] }
+	switch v.Kind() {
+	case reflect.Pointer:
+		if r.IntN(4) == 0 || v.IsNil() {
+			v.Set([]reflect.Value{reflect.Zero(v.Type()), reflect.New(v.Type().Elem())}[r.IntN(2)])
+			return
+		}
+		mutate(r, v.Elem())
+	case reflect.Struct:
+		mutate(r, v.Field(r.IntN(v.NumField())))
+	case reflect.Map:
+		if v.IsNil() {
+			v.Set(reflect.MakeMap(v.Type()))
+		}
+		key := reflect.ValueOf(word()).Convert(v.Type().Key())
+		if keys := v.MapKeys(); len(keys) > 0 && r.IntN(8) > 0 {
+			key = keys[r.IntN(len(keys))]
+			if r.IntN(8) == 0 {
+				v.SetMapIndex(key, reflect.Value{})
+				return
+			}
+		}
+		elem := reflect.New(v.Type().Elem()).Elem()
+		if old := v.MapIndex(key); old.IsValid() {
+			elem.Set(old)
+		}
+		mutate(r, elem)
+		v.SetMapIndex(key, elem)
+	case reflect.Slice:
+		switch n := v.Len(); {
+		case n == 0 || r.IntN(8) == 0:
+			v.Set(reflect.MakeSlice(v.Type(), r.IntN(3), 2))
+		case r.IntN(8) == 0:
+			v.Set(reflect.Append(v, v.Index(r.IntN(n))))
+		default:
+			mutate(r, v.Index(r.IntN(n)))
+		}
+	case reflect.String:
+		v.SetString(word())
+	case reflect.Bool:
+		v.SetBool(!v.Bool())
+	case reflect.Int64:
+		v.SetInt([]int64{-1, 0, 1, 50, 80, 100, 65535, 65536, 1 << 40}[r.IntN(9)])
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/heddle-mesh/heddle/schema/decide"
 	"github.com/heddle-mesh/heddle/schema/diag"
@@ -306,9 +307,9 @@ func (c *compiler) headers(at path, src map[string]v1alpha1.HeaderMatch) (out []
 			c.notEnforced(at.at("regex"), "a regular expression over a header", "write exact")
 		case h.Exact == "":
 			c.find(diag.WrongValue, at, "the header match names no value", `write exact: "value"`)
-		case strings.TrimSpace(h.Exact) != h.Exact || strings.ContainsFunc(h.Exact, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		case !utf8.ValidString(h.Exact) || strings.TrimSpace(h.Exact) != h.Exact || strings.ContainsFunc(h.Exact, func(r rune) bool { return r < ' ' || r == 0x7f }):
 			c.find(diag.WrongValue, at.at("exact"), fmt.Sprintf("no header has the value %q", h.Exact),
-				"leave out control characters, and spaces at the ends")
+				"leave out control characters, and spaces at the ends, and write UTF-8")
 		default:
 			out = append(out, mesh.HeaderMatch{Name: lower, Exact: h.Exact})
 		}
