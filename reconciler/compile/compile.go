@@ -112,11 +112,13 @@ func (c *compiler) settings(to *mesh.Settings) defaults {
 		return builtIn // it is there and could not be read
 	}
 	if src == nil {
-		c.find(diag.NoPolicy, "mesh", "the repository says nothing about the mesh", `write mesh.cue with mesh: trustDomain: "example.org"`)
+		c.find(diag.NoPolicy, "mesh", "the repository says nothing about the mesh",
+			`write mesh.cue with mesh: trustDomain: "example.org"`)
 		return builtIn
 	}
 	if err := spiffe.CheckTrustDomain(src.TrustDomain); err != nil {
-		c.find(diag.BadIdentity, path("mesh").at("trustDomain"), err.Error(), `write a name of your own, as in "mesh.example.org"`)
+		c.find(diag.BadIdentity, path("mesh").at("trustDomain"), err.Error(),
+			`write a name of your own, as in "mesh.example.org"`)
 	} else {
 		c.trustDomain = src.TrustDomain
 	}
@@ -230,7 +232,8 @@ func (c *compiler) port(s *service, name string, src v1alpha1.Port) *port {
 	p := &port{name: name, at: s.at.at("ports", name), protocol: mesh.Detect, policy: s.defaults.policy, mtls: s.defaults.mtls}
 	c.checkLabel(p.at, "port", name)
 	if src.Port < 1 || src.Port > 65535 {
-		c.find(diag.WrongValue, p.at.at("port"), fmt.Sprintf("%d is no port number", src.Port), "write a number from 1 to 65535")
+		c.find(diag.WrongValue, p.at.at("port"), fmt.Sprintf("%d is no port number", src.Port),
+			"write a number from 1 to 65535")
 	} else {
 		p.number = uint16(src.Port)
 	}

@@ -39,7 +39,8 @@ func (c *compiler) identity(at path, id v1alpha1.SpiffeID) bool {
 	td := parsed.TrustDomain()
 	workload := strings.TrimPrefix(string(id), "spiffe://"+td)
 	if strings.HasPrefix(workload+"/", "/heddle/") {
-		c.find(diag.BadIdentity, at, fmt.Sprintf("%s is Heddle's own: no workload is ever given an identity under /heddle/", id),
+		c.find(diag.BadIdentity, at,
+			fmt.Sprintf("%s is Heddle's own: no workload is ever given an identity under /heddle/", id),
 			"choose another path")
 		return false
 	}

@@ -20,10 +20,12 @@ func (c *compiler) checkMandates(services []*service) {
 	const at path = "mesh.mandates"
 	exempt := c.exempt(at.at("exempt"), src)
 	if src.Mtls != "" && src.Mtls != string(mesh.Strict) {
-		c.find(diag.WrongValue, at.at("mtls"), fmt.Sprintf("a mandate can ask for %q only, not %q", mesh.Strict, src.Mtls), `write "strict", or leave it out`)
+		c.find(diag.WrongValue, at.at("mtls"),
+			fmt.Sprintf("a mandate can ask for %q only, not %q", mesh.Strict, src.Mtls), `write "strict", or leave it out`)
 	}
 	if src.InboundPolicy != "" && src.InboundPolicy != string(mesh.Deny) {
-		c.find(diag.WrongValue, at.at("inboundPolicy"), fmt.Sprintf("a mandate can ask for %q only, not %q", mesh.Deny, src.InboundPolicy),
+		c.find(diag.WrongValue, at.at("inboundPolicy"),
+			fmt.Sprintf("a mandate can ask for %q only, not %q", mesh.Deny, src.InboundPolicy),
 			`write "deny", or leave it out`)
 	}
 	var maxTimeout time.Duration
@@ -65,7 +67,8 @@ func (c *compiler) checkMaxTimeout(s *service, p *port, most time.Duration, way 
 		routed = true
 		switch t := r.timeout; {
 		case t.v == 0:
-			c.find(diag.MandateTimeout, r.at, fmt.Sprintf("the route has no timeout, and the mesh mandates at most %s", short(most)),
+			c.find(diag.MandateTimeout, r.at,
+				fmt.Sprintf("the route has no timeout, and the mesh mandates at most %s", short(most)),
 				"set timeout on the route, or in the service's defaults"+way, related)
 		case t.v > most:
 			c.find(diag.MandateTimeout, t.from,
@@ -74,7 +77,8 @@ func (c *compiler) checkMaxTimeout(s *service, p *port, most time.Duration, way 
 		}
 	}
 	if !routed {
-		c.find(diag.MandateTimeout, p.at, fmt.Sprintf("requests to the port have no timeout, and the mesh mandates at most %s", short(most)),
+		c.find(diag.MandateTimeout, p.at,
+			fmt.Sprintf("requests to the port have no timeout, and the mesh mandates at most %s", short(most)),
 			`set defaults: timeout, or, if the port does not speak HTTP, protocol: "tcp"`+way, related)
 	}
 }
@@ -103,7 +107,8 @@ func short(d time.Duration) string {
 func (c *compiler) exempt(at path, src *v1alpha1.Mandates) map[mesh.ServiceName]bool {
 	exempt := map[mesh.ServiceName]bool{}
 	if len(src.Exempt) > 0 && src.Mtls == "" && src.InboundPolicy == "" && src.MaxTimeout == "" {
-		c.find(diag.UnusedExempt, at, "services are exempt, and there is no mandate to exempt them from", "write a mandate, or delete the list")
+		c.find(diag.UnusedExempt, at, "services are exempt, and there is no mandate to exempt them from",
+			"write a mandate, or delete the list")
 	}
 	for i, name := range src.Exempt {
 		at := at.index(i)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/heddle-mesh/heddle/schema/decide"
@@ -72,7 +73,8 @@ func (c *compiler) compileRoutes(s *service) {
 	}
 	c.checkShadowed(s)
 	if t := s.defaults.timeout; t.from != "" && !t.shared && len(s.portNames((*port).http)) == 0 {
-		c.find(diag.WrongProtocol, t.from, "a timeout is for requests, and no port of the service speaks HTTP", "leave it out")
+		c.find(diag.WrongProtocol, t.from, "a timeout is for requests, and no port of the service speaks HTTP",
+			"leave it out")
 	}
 }
 
@@ -106,7 +108,8 @@ func (c *compiler) routePort(s *service, r *route, name string) *port {
 		c.find(diag.UnknownPort, r.at.at("port"), fmt.Sprintf("%s has no port named %q", s.name, name),
 			nameHint(name, s.portNames(nil), "the service declares no ports"), c.pos(s.at.at("ports")))
 	case !p.http():
-		c.find(diag.WrongProtocol, r.at.at("port"), fmt.Sprintf("port %q speaks %s, so no HTTP route can stand on it", name, p.protocol),
+		c.find(diag.WrongProtocol, r.at.at("port"),
+			fmt.Sprintf("port %q speaks %s, so no HTTP route can stand on it", name, p.protocol),
 			`set the port's protocol to "http1" or "detect", or delete the route`, c.pos(p.at.at("protocol")))
 		return nil
 	}
@@ -123,7 +126,8 @@ func (c *compiler) onlyHTTPPort(s *service, at path, field string) *port {
 		c.find(diag.WrongProtocol, at, fmt.Sprintf("no port of %s speaks HTTP", s.name),
 			`declare one with protocol: "http1" or "detect"`, c.pos(s.at.at("ports")))
 	default:
-		c.find(diag.AmbiguousPort, at, fmt.Sprintf("%s has %d ports that speak HTTP, and none is named here", s.name, len(names)),
+		c.find(diag.AmbiguousPort, at,
+			fmt.Sprintf("%s has %d ports that speak HTTP, and none is named here", s.name, len(names)),
 			fmt.Sprintf("write %s: %s", field, quoted(names)), c.pos(s.at.at("ports")))
 	}
 	return nil
@@ -141,7 +145,8 @@ func quoted(names []string) string {
 func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend) []mesh.Backend {
 	at := r.at.at("backends")
 	if c.empty(at, len(src), src == nil) {
-		c.find(diag.WrongValue, at, "an empty list of backends takes no requests", "leave the field out to mean the service itself")
+		c.find(diag.WrongValue, at, "an empty list of backends takes no requests",
+			"leave the field out to mean the service itself")
 	}
 	if len(src) == 0 {
 		if r.port == nil {
@@ -157,10 +162,12 @@ func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend) []mesh
 		switch {
 		case b.Weight == nil && len(src) > 1:
 			complete = false
-			c.find(diag.MissingField, at, "one of several backends needs a weight", "write weight: and let the weights sum to 100")
+			c.find(diag.MissingField, at, "one of several backends needs a weight",
+				"write weight: and let the weights sum to 100")
 		case b.Weight != nil && (*b.Weight < 0 || *b.Weight > 100):
 			complete = false
-			c.find(diag.WrongValue, at.at("weight"), fmt.Sprintf("%d is no percentage", *b.Weight), "write a number from 0 to 100")
+			c.find(diag.WrongValue, at.at("weight"), fmt.Sprintf("%d is no percentage", *b.Weight),
+				"write a number from 0 to 100")
 		case b.Weight != nil:
 			w = *b.Weight
 		}
@@ -211,7 +218,8 @@ func (c *compiler) backendPort(target *service, r *route, at path, name string) 
 	case p == nil:
 		return c.onlyHTTPPort(target, at, "port")
 	case !p.http():
-		c.find(diag.WrongProtocol, field, fmt.Sprintf("port %q of %s speaks %s, so it takes no HTTP requests", p.name, target.name, p.protocol),
+		c.find(diag.WrongProtocol, field,
+			fmt.Sprintf("port %q of %s speaks %s, so it takes no HTTP requests", p.name, target.name, p.protocol),
 			nameHint("", target.portNames((*port).http), "name a backend that speaks HTTP"), c.pos(p.at.at("protocol")))
 		return nil
 	}
@@ -222,7 +230,8 @@ func (c *compiler) backendPort(target *service, r *route, at path, name string) 
 func (c *compiler) matches(r *route, src []v1alpha1.HTTPMatch) []mesh.Match {
 	at := r.at.at("match")
 	if c.empty(at, len(src), src == nil) {
-		c.find(diag.WrongValue, at, "an empty list of conditions matches nothing", "leave the field out to match every request")
+		c.find(diag.WrongValue, at, "an empty list of conditions matches nothing",
+			"leave the field out to match every request")
 	}
 	if len(src) == 0 {
 		return []mesh.Match{{Route: r.id}}
@@ -253,7 +262,8 @@ func (c *compiler) path(at path, src *v1alpha1.PathMatch) mesh.PathMatch {
 		}
 	}
 	if n != 1 {
-		c.find(diag.WrongValue, at, fmt.Sprintf("a path match is exactly one of exact, prefix, regex; %d are set", n), `write path: prefix: "/cart"`)
+		c.find(diag.WrongValue, at, fmt.Sprintf("a path match is exactly one of exact, prefix, regex; %d are set", n),
+			`write path: prefix: "/cart"`)
 		return mesh.PathMatch{}
 	}
 	switch {
@@ -296,7 +306,8 @@ func (c *compiler) headers(at path, src map[string]v1alpha1.HeaderMatch) (out []
 			continue
 		}
 		if other, ok := seen[lower]; ok {
-			c.find(diag.WrongValue, at, fmt.Sprintf("header names are case-insensitive: %q is %q again", name, other), "write it once")
+			c.find(diag.WrongValue, at, fmt.Sprintf("header names are case-insensitive: %q is %q again", name, other),
+				"write it once")
 			continue
 		}
 		seen[lower] = name
@@ -307,7 +318,7 @@ func (c *compiler) headers(at path, src map[string]v1alpha1.HeaderMatch) (out []
 			c.notEnforced(at.at("regex"), "a regular expression over a header", "write exact")
 		case h.Exact == "":
 			c.find(diag.WrongValue, at, "the header match names no value", `write exact: "value"`)
-		case !utf8.ValidString(h.Exact) || strings.TrimSpace(h.Exact) != h.Exact || strings.ContainsFunc(h.Exact, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		case !utf8.ValidString(h.Exact) || strings.TrimSpace(h.Exact) != h.Exact || strings.ContainsFunc(h.Exact, unicode.IsControl):
 			c.find(diag.WrongValue, at.at("exact"), fmt.Sprintf("no header has the value %q", h.Exact),
 				"leave out control characters, and spaces at the ends, and write UTF-8")
 		default:
@@ -382,10 +393,12 @@ func (c *compiler) checkShadowed(s *service) {
 			}
 			at, by := s.route(m.Route).at, s.route(earlier).at
 			if at == by {
-				c.find(diag.ShadowedRoute, at.at("match"), "two of the route's matches ask for the same", "delete one of them")
+				c.find(diag.ShadowedRoute, at.at("match"), "two of the route's matches ask for the same",
+					"delete one of them")
 				continue
 			}
-			c.find(diag.ShadowedRoute, at, fmt.Sprintf("route %q takes every request of one of this route's matches first", localID(earlier)),
+			c.find(diag.ShadowedRoute, at,
+				fmt.Sprintf("route %q takes every request of one of this route's matches first", localID(earlier)),
 				"make one of them more specific (path, method, header), or delete it", c.pos(by))
 		}
 	}
@@ -477,7 +490,8 @@ func (c *compiler) checkLoops(services []*service) {
 			}
 			next[h] = nil
 		}
-		c.find(diag.RouteLoop, where[round[0]], "routes hand all requests round: "+strings.Join(append(names, names[0]), " → "),
+		c.find(diag.RouteLoop, where[round[0]],
+			"routes hand all requests round: "+strings.Join(append(names, names[0]), " → "),
 			"routes are applied once, by the caller; let one of the services keep a share of its own requests", related...)
 	}
 }

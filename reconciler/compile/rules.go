@@ -95,7 +95,8 @@ func (c *compiler) from(at path, from []v1alpha1.From) []mesh.Peer {
 			}
 		}
 		if n != 1 {
-			c.find(diag.WrongValue, at, fmt.Sprintf("a caller is exactly one of service, identity, authenticated, unauthenticated; %d are set", n),
+			c.find(diag.WrongValue, at,
+				fmt.Sprintf("a caller is exactly one of service, identity, authenticated, unauthenticated; %d are set", n),
 				"write one list element for each kind of caller")
 			continue
 		}
@@ -148,7 +149,8 @@ func (c *compiler) rulePorts(s *service, at path, names []string) (ports []*port
 // ruleRoutes resolves the routes of a rule that stands on the given ports.
 func (c *compiler) ruleRoutes(s *service, at path, names []string, ports []*port) (routes []*route) {
 	if c.empty(at.at("routes"), len(names), names == nil) {
-		c.find(diag.WrongValue, at.at("routes"), "an empty list of routes matches nothing", "leave the field out to mean every request")
+		c.find(diag.WrongValue, at.at("routes"), "an empty list of routes matches nothing",
+			"leave the field out to mean every request")
 	}
 	failed := false
 	for i, n := range names {
@@ -179,7 +181,8 @@ func (c *compiler) ruleRoutes(s *service, at path, names []string, ports []*port
 		at := at.at("ports").index(i)
 		switch {
 		case !p.http():
-			c.find(diag.WrongProtocol, at, fmt.Sprintf("the rule judges by routes, and port %q speaks %s: its requests cannot be seen", p.name, p.protocol),
+			c.find(diag.WrongProtocol, at,
+				fmt.Sprintf("the rule judges by routes, and port %q speaks %s: its requests cannot be seen", p.name, p.protocol),
 				"leave the port out, or write a rule without routes for it", c.pos(p.at.at("protocol")))
 		case !slices.ContainsFunc(routes, func(r *route) bool { return r.port == p }):
 			c.find(diag.DeadRule, at, fmt.Sprintf("none of the rule's routes is on port %q", p.name), "leave the port out")
@@ -191,7 +194,8 @@ func (c *compiler) ruleRoutes(s *service, at path, names []string, ports []*port
 // checkDead finds rules that can never do what they say.
 func (c *compiler) checkDead(s *service, at path, action mesh.Action, src *v1alpha1.Rule, ports []string) {
 	if len(s.ports) == 0 {
-		c.find(diag.DeadRule, at, fmt.Sprintf("%s declares no ports, so nobody calls it", s.name), "declare a port, or delete the rule")
+		c.find(diag.DeadRule, at, fmt.Sprintf("%s declares no ports, so nobody calls it", s.name),
+			"declare a port, or delete the rule")
 		return
 	}
 	if action != mesh.Allow {
@@ -206,6 +210,7 @@ func (c *compiler) checkDead(s *service, at path, action mesh.Action, src *v1alp
 			return
 		}
 	}
-	c.find(diag.DeadRule, at.at("from").index(i), "callers without an identity never get this far: every port of the rule is mtls \"strict\"",
+	c.find(diag.DeadRule, at.at("from").index(i),
+		"callers without an identity never get this far: every port of the rule is mtls \"strict\"",
 		`set mtls: "permissive" on the port that takes plaintext, or write authenticated: true`)
 }

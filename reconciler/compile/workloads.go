@@ -27,7 +27,8 @@ func (c *compiler) compileWorkloads() (out []mesh.Workload) {
 			w := mesh.Workload{Name: ns + "/" + name, Service: mesh.Name(ns, src.Service), Address: c.address(at, src)}
 			if w.Address != "" {
 				if other, ok := taken[w.Address]; ok {
-					c.find(diag.DuplicateAddress, at.at("address"), fmt.Sprintf("%s is the address of %s already", w.Address, other),
+					c.find(diag.DuplicateAddress, at.at("address"),
+						fmt.Sprintf("%s is the address of %s already", w.Address, other),
 						"give each workload an address, or a port, of its own", c.pos(other.at("address")))
 				} else {
 					taken[w.Address] = at
@@ -58,7 +59,8 @@ func (c *compiler) unknownWorkloadService(at path, ns, name string) {
 // address is the workload's mesh listener, in one spelling.
 func (c *compiler) address(at path, src v1alpha1.Workload) string {
 	if src.Port < 0 || src.Port > 65535 {
-		c.find(diag.WrongValue, at.at("port"), fmt.Sprintf("%d is no port number", src.Port), "write a number from 1 to 65535")
+		c.find(diag.WrongValue, at.at("port"), fmt.Sprintf("%d is no port number", src.Port),
+			"write a number from 1 to 65535")
 		return ""
 	}
 	if src.Address == "" {
@@ -93,7 +95,8 @@ func (c *compiler) workloadIdentity(at path, src v1alpha1.Workload, s *service) 
 				nameHint(string(src.Identity), ids, "name it in the service's identities first"), c.pos(s.at.at("identities")))
 		}
 	case len(ids) > 1:
-		c.find(diag.BadIdentity, at, fmt.Sprintf("%s has %d identities and the workload does not say which is its own", s.name, len(ids)),
+		c.find(diag.BadIdentity, at,
+			fmt.Sprintf("%s has %d identities and the workload does not say which is its own", s.name, len(ids)),
 			"write identity: "+strings.Join(ids, " or "), c.pos(s.at.at("identities")))
 	case len(ids) == 1:
 		return ids[0]
