@@ -62,13 +62,14 @@ func code(err error) int {
 		return exitUsage
 	case errors.Is(err, errProblems):
 		return exitProblems
-	case errors.Is(err, errTimeout), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, errTimeout):
 		return exitTimeout
 	case errors.Is(err, fs.ErrPermission):
 		return exitDenied
 	case errors.As(err, &refusal) && (refusal.Status == http.StatusUnauthorized || refusal.Status == http.StatusForbidden):
 		return exitDenied
 	case errors.Is(err, operator.ErrUnreachable), errors.Is(err, errNoLook), errors.Is(err, fs.ErrNotExist),
+		errors.Is(err, context.DeadlineExceeded), // a program took the question, and did not answer it
 		errors.Is(err, releasedir.ErrNone), errors.Is(err, published.ErrNone):
 		return exitNoLook
 	}
@@ -87,6 +88,8 @@ func hint(err error) string {
 		return refusal.Hint
 	case errors.As(err, &usage) && usage.command != "":
 		return usage.command + " --help"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "look at its log; if it hangs, restart it"
 	case errors.Is(err, fs.ErrPermission):
 		return "run the command as the user that runs the mesh"
 	case errors.Is(err, durable.ErrLocked):

@@ -462,6 +462,9 @@ func (c *cli) printExplanation(x explanation) error {
 		line("since", releaseLine(x.Since))
 	}
 	if x.Before != nil {
+		if x.Since.Epoch == x.Release.Epoch {
+			line("since", "this release")
+		}
 		line("", fmt.Sprintf("before it: %s by %s", strings.ToUpper(x.Before.Verdict), place(*x.Before)))
 	}
 	if n := x.Nearest; n != nil {
@@ -486,5 +489,5 @@ func place(d decision) string {
 }
 
 func releaseLine(r explainedRelease) string {
-	return fmt.Sprintf("%s %q (%s), epoch %d, %s ago", short(r.Commit), r.Subject, r.Author, r.Epoch, since(r.Published))
+	return fmt.Sprintf("%s %q (%s), epoch %d, %s ago", short(r.Commit), r.Subject, person(r.Author), r.Epoch, since(r.Published))
 }

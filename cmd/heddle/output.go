@@ -119,3 +119,11 @@ func since(t time.Time) string {
 
 // short is a commit as people read it.
 func short(commit string) string { return commit[:min(7, len(commit))] }
+
+// person is an author without the address, where there is a name.
+func person(author string) string {
+	if name, _, ok := strings.Cut(author, " <"); ok && name != "" {
+		return name
+	}
+	return author
+}

@@ -116,7 +116,7 @@ func (c *cli) printStatus(r *statusReport) error {
 	}
 	field("Policy", source)
 	if o := r.Observed; o != nil {
-		field("Commit", fmt.Sprintf("%s %q (%s), %s ago", short(o.Commit), terminal.Clean(o.Subject), terminal.Clean(o.Author), since(o.Time)))
+		field("Commit", fmt.Sprintf("%s %q (%s), %s ago", short(o.Commit), terminal.Clean(o.Subject), terminal.Clean(person(o.Author)), since(o.Time)))
 		mark := terminal.Fine
 		switch o.State {
 		case reconciler.Converged:
@@ -130,7 +130,7 @@ func (c *cli) printStatus(r *statusReport) error {
 	}
 	if a := r.Applied; a != nil {
 		field("Serving", fmt.Sprintf("%s %q (%s), epoch %d, behaviour %s", short(a.Commit), terminal.Clean(a.Subject),
-			terminal.Clean(a.Author), a.Epoch, a.Behaviour.Short()))
+			terminal.Clean(person(a.Author)), a.Epoch, a.Behaviour.Short()))
 		if r.Reachable {
 			field("Sidecars", fmt.Sprintf("%d/%d acknowledged", r.Push.Acked, r.Push.Total))
 		} else {
@@ -206,7 +206,7 @@ moves lines has the behaviour of the one before it. It is read from disk where t
 					if e.Unchanged {
 						behaviour += " ="
 					}
-					t.Add(mark, fmt.Sprint(e.Epoch), short(e.Commit), behaviour, since(e.Published), state, e.Author, e.Subject)
+					t.Add(mark, fmt.Sprint(e.Epoch), short(e.Commit), behaviour, since(e.Published), state, person(e.Author), e.Subject)
 				}
 				return t
 			})

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -53,24 +54,32 @@ func (f *File) write(state string) error {
 type book struct {
 	addresses map[string]string
 	taken     map[int]bool
-	next      int
-	low, high int // of the ephemeral ports, which are left alone: any program may be given one of them at any moment
+	// ports are those to choose from, in the order in which they are tried. The ephemeral ones are left alone: any
+	// program may be given one of them at any moment.
+	ports []int
 }
 
 const firstPort, lastPort = 10000, 65000
 
 func newBook(state string, before map[string]string) *book {
 	b := &book{addresses: map[string]string{}, taken: map[int]bool{}}
-	b.low, b.high = ephemeral()
+	low, high := ephemeral()
+	if low <= firstPort && high >= lastPort {
+		low, high = 0, 0 // where nearly all are ephemeral, they have to do
+	}
+	for port := firstPort; port < lastPort; port++ {
+		if port < low || port > high {
+			b.ports = append(b.ports, port)
+		}
+	}
 	// Two meshes on one machine start looking in different places.
 	h := fnv.New32a()
 	h.Write([]byte(state))
-	b.next = firstPort + int(h.Sum32()%uint32(lastPort-firstPort))
+	at := int(h.Sum32() % uint32(len(b.ports)))
+	b.ports = slices.Concat(b.ports[at:], b.ports[:at])
 	for name, address := range before {
 		b.addresses[name] = address
-		if port := portOf(address); port > 0 {
-			b.taken[port] = true
-		}
+		b.taken[portOf(address)] = true
 	}
 	return b
 }
@@ -113,17 +122,12 @@ func (b *book) address(name string) (string, error) {
 			return a, nil
 		}
 	}
-	// Where nearly all ports are ephemeral, they have to do.
-	narrow := b.low <= firstPort && b.high >= lastPort
-	for range lastPort - firstPort {
-		port := b.next
-		if b.next++; b.next >= lastPort {
-			b.next = firstPort
-		}
-		if b.taken[port] || !narrow && port >= b.low && port <= b.high || !free(port) {
+	for len(b.ports) > 0 {
+		port := b.ports[0]
+		b.ports = b.ports[1:]
+		if b.taken[port] || !free(port) {
 			continue
 		}
-		b.taken[port] = true
 		b.addresses[name] = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		return b.addresses[name], nil
 	}

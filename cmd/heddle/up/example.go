@@ -17,6 +17,8 @@ type Processes struct {
 	APIVersion string     `json:"apiVersion"`
 	Entry      *Entry     `json:"entry,omitempty"`
 	Workloads  []Workload `json:"workloads"`
+	// Try are commands and changes to suggest, with {entry}, {repo} and {state} for what they are in this run.
+	Try []string `json:"try,omitempty"`
 }
 
 // Entry is what a person calls from outside.

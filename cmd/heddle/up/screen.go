@@ -80,7 +80,7 @@ func (s *screen) page(v view) []string {
 		case reconciler.Rejected, reconciler.Held:
 			mark = terminal.Trouble
 		}
-		field("Policy", fmt.Sprintf("%s %q (%s)", short(o.Commit), terminal.Clean(o.Subject), terminal.Clean(o.Author)))
+		field("Policy", fmt.Sprintf("%s %q", short(o.Commit), terminal.Clean(o.Subject)))
 		if a := v.status.Applied; a != nil && a.Commit != o.Commit {
 			field("Serving", fmt.Sprintf("%s %q, epoch %d", short(a.Commit), terminal.Clean(a.Subject), a.Epoch))
 		}
@@ -125,7 +125,7 @@ func (s *screen) page(v view) []string {
 	if v.edgesErr != nil && !v.edgesAt.IsZero() {
 		data += " (the control plane does not answer)"
 	}
-	out = append(out, style.Dim(style.Fit(fmt.Sprintf("%d of %d processes run, %d restarts; %s; Ctrl-C stops everything",
+	out = append(out, style.Dim(style.Fit(fmt.Sprintf("%d/%d processes, %d restarts; %s; Ctrl-C stops all",
 		running, len(v.processes), restarts, data), style.Width)))
 	for _, l := range s.recent {
 		out = append(out, style.Dim(style.Fit(l, style.Width)))

@@ -189,7 +189,7 @@ func (u *supervisor) trouble(s *reconciler.Status) []string {
 		if s.Applied != nil {
 			serves = short(s.Applied.Commit) + " still serves"
 		}
-		out = append(out, fmt.Sprintf("%d findings; %s", len(o.Findings), serves))
+		out = append(out, fmt.Sprintf("findings: %d; %s", len(o.Findings), serves))
 		for _, f := range o.Findings {
 			out = append(out, "  "+terminal.Clean(f.String()))
 			if f.Hint != "" {
@@ -211,24 +211,20 @@ func (u *supervisor) trouble(s *reconciler.Status) []string {
 	return out
 }
 
-// next is what a newcomer may try, in commands to paste.
+// next is what a newcomer may try.
 func (u *supervisor) next() []string {
+	state := ""
+	if here, err := filepath.Abs(".heddle"); err != nil || here != u.cfg.State && u.cfg.Getenv("HEDDLE_STATE") == "" {
+		state = " --state " + u.cfg.State
+	}
 	var out []string
-	if entry := u.entry(); entry != "" {
-		out = append(out, "curl "+entry)
+	for _, try := range u.processes.Try {
+		if u.cfg.Repo != "" && strings.Contains(try, "{repo}") {
+			continue // it is about the example's policy, not about theirs
+		}
+		out = append(out, strings.NewReplacer("{entry}", u.entry(), "{repo}", u.repo, "{state}", state).Replace(try))
 	}
-	if u.cfg.Repo == "" {
-		out = append(out,
-			"edit the weights in "+filepath.Join(u.repo, "services", "shop", "api.cue")+", then: git -C "+u.repo+" commit -am 'Move traffic'",
-			"deny a caller: delete the line `allow: web: …` there, commit, and curl again",
-			"undo it: git -C "+u.repo+" revert --no-edit HEAD",
-			"break it: misspell a field and commit; nothing that runs changes")
-	}
-	state := " --state " + u.cfg.State
-	return append(out,
-		"heddle status"+state,
-		"heddle explain shop/web shop/api GET /orders"+state,
-		"kill a part: heddle up kill controlplane"+state)
+	return append(out, "heddle status"+state, "heddle up kill controlplane"+state)
 }
 
 func short(commit string) string { return commit[:min(7, len(commit))] }
