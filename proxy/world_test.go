@@ -311,3 +311,6 @@ func send(t testing.TB, c io.Writer, s string) {
 		t.Fatal(err)
 	}
 }
+
+// newEmpty is what a sidecar has before its first config.
+func newEmpty() *pipeline.Current { return pipeline.NewCurrent() }
