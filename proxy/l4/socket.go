@@ -19,6 +19,10 @@ type socket struct {
 	// secure makes an end without close_notify an error. crypto/tls takes it for a clean end where it falls between two
 	// records, as "popular web sites" do; between sidecars it means that the peer died.
 	secure bool
+
+	look func(fd uintptr) // of dead
+	byte [1]byte
+	seen bool
 }
 
 // errTruncated is the end of a TLS connection without close_notify.

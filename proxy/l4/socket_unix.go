@@ -31,11 +31,12 @@ func (s *socket) dead() bool {
 	if s.raw == nil {
 		return false
 	}
-	dead := false
-	err := s.raw.Control(func(fd uintptr) {
-		var b [1]byte
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		dead = err != syscall.EAGAIN && err != syscall.EINTR
-	})
-	return dead || err != nil
+	if s.look == nil { // bound once, so that looking does not allocate
+		s.look = func(fd uintptr) {
+			_, _, err := syscall.Recvfrom(int(fd), s.byte[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			s.seen = err != syscall.EAGAIN && err != syscall.EINTR
+		}
+	}
+	s.seen = true
+	return s.raw.Control(s.look) != nil || s.seen
 }
