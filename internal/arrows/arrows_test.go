@@ -94,7 +94,9 @@ func packages(t *testing.T) []pkg {
 	}
 }
 
-func under(path, dir string) bool { return dir == "" || path == dir || strings.HasPrefix(path, dir+"/") }
+func under(path, dir string) bool {
+	return dir == "" || path == dir || strings.HasPrefix(path, dir+"/")
+}
 
 func TestArrows(t *testing.T) {
 	for _, p := range packages(t) {

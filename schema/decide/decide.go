@@ -305,8 +305,9 @@ func PickBackend(route *mesh.Route, random uint64, available func(int) bool) int
 }
 
 // CanonicalPath reports whether a raw path is in the one form that path rules can judge (decisions.md, 14): it starts
-// with "/", has no empty or dot segments, no backslash, no control character, and no escape that is malformed or hides
-// "/", "\", "." or NUL. "*", the target of OPTIONS, is canonical.
+// with "/", has no empty or dot segments, no backslash, no control character, no ";" (some servers cut path parameters
+// off before they route) and no "#", and no escape that is malformed or hides "/", "\", "." or NUL. "*", the target of
+// OPTIONS, is canonical.
 func CanonicalPath(p string) bool {
 	if p == "*" {
 		return true
@@ -318,7 +319,7 @@ func CanonicalPath(p string) bool {
 	for i := 1; i <= len(p); i++ {
 		if i < len(p) && p[i] != '/' {
 			switch c := p[i]; {
-			case c == '\\', c < 0x20, c == 0x7f:
+			case c == '\\', c == ';', c == '#', c < 0x20, c == 0x7f:
 				return false
 			case c == '%':
 				if i+2 >= len(p) {
