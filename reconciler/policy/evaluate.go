@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -61,7 +62,7 @@ func evaluate(req *request, u unit) result {
 			Hint:    "write `_env: *\"default\" | string @tag(env)` in mesh.cue, or drop the environment from the source"})
 	}
 
-	v, errs := instance(req, append(above, own...), whole, at)
+	v, stubs, errs := instance(req, append(above, own...), whole, at)
 	findings = append(findings, errs...)
 	if v.Exists() {
 		known := map[string]bool{}
@@ -71,6 +72,9 @@ func evaluate(req *request, u unit) result {
 			}
 		}
 		found := fromCUE(validate(v, u), at, known)
+		if len(stubs) > 0 {
+			found = slices.DeleteFunc(found, func(f diag.Finding) bool { return f.ID == diag.Incomplete })
+		}
 		if whole {
 			found = append(found, newFence(u).value(v, known)...)
 		}
@@ -98,12 +102,6 @@ func evaluate(req *request, u unit) result {
 	r.Findings = findings.Sorted()
 	r.Positions = at.first
 	if len(r.Findings) > 0 {
-		for p := range maps.Keys(at.first) {
-			if name, ok := strings.CutPrefix(p, "services."+u.namespace()+"."); ok && !strings.Contains(name, ".") {
-				r.Names = append(r.Names, name)
-			}
-		}
-		slices.Sort(r.Names)
 		return r
 	}
 	take(&r, u, v, at, computed)
@@ -206,41 +204,55 @@ func parse(req *request, f file) (*ast.File, diag.List) {
 	return nil, findings
 }
 
-// instance builds the value of a unit, if it has one. Files that do not compile are named in findings and left out, so that one of
-// them does not hide what is wrong with the others; references that they would have resolved are not reported then.
-func instance(req *request, files []file, whole bool, at sites) (cue.Value, diag.List) {
-	var findings diag.List
+// instance builds the value of a unit, if it has one. Files that do not compile are named in findings and left out, so
+// that one of them does not hide what is wrong with the others. Where files are left out, what they may have defined is
+// stood in for: stubs holds these names, and what is still open in the value may be their doing.
+func instance(req *request, files []file, whole bool, at sites) (v cue.Value, stubs map[string]bool, findings diag.List) {
+	stubs = map[string]bool{}
 	for len(files) > 0 {
-		v, errs := attempt(req, files)
+		use := files
+		if len(stubs) > 0 {
+			text := "package policy\n"
+			for _, name := range slices.Sorted(maps.Keys(stubs)) {
+				text += name + ": _\n"
+			}
+			use = append([]file{{schemaFile + "stubs.cue", []byte(text)}}, files...)
+		}
+		v, errs := attempt(req, use)
 		bad := map[string]bool{}
-		var found diag.List
+		stood := len(stubs)
 		for _, e := range errs {
 			f := convert(e, at)
+			format, args := e.Msg()
+			if m := notFound.FindStringSubmatch(fmt.Sprintf(format, args...)); m != nil && !whole && shared.MatchString(m[1]) && !stubs[m[1]] {
+				stubs[m[1]] = true
+				continue
+			}
 			if f.ID == diag.SchemaRule || f.ID == diag.Conflict {
 				f.ID = diag.Syntax
 			}
 			for _, p := range append([]diag.Pos{f.Pos}, f.Related...) {
 				bad[p.File] = true
 			}
-			format, _ := e.Msg()
-			if !whole && strings.Contains(format, "not found") {
-				continue
-			}
-			found.Add(f)
+			findings.Add(f)
 		}
-		findings = append(findings, found...)
 		if v.Exists() {
-			return v, findings
+			return v, stubs, findings
 		}
 		n := len(files)
 		files = slices.DeleteFunc(slices.Clone(files), func(f file) bool { return bad[f.Name] })
-		if len(files) == n {
-			return cue.Value{}, findings
+		if len(files) == n && len(stubs) == stood {
+			break
 		}
-		whole = false
+		if len(files) < n {
+			whole = false
+		}
 	}
-	return cue.Value{}, findings
+	return cue.Value{}, stubs, findings
 }
+
+// shared are the names by which one file uses another's.
+var shared = regexp.MustCompile(`^(_#?|#)[A-Za-z0-9_]+$`)
 
 // attempt builds one instance out of files.
 func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {

@@ -101,7 +101,7 @@ type part struct {
 	services  map[string]v1alpha1.Service
 	workloads map[string]v1alpha1.Workload
 	positions map[string]diag.Pos
-	names     []string
+	skipped   bool // not evaluated, since too much else ran away; never remembered
 
 	used uint64 // the last turn that asked for it; guarded by Evaluator.mu
 }
@@ -261,21 +261,25 @@ func (e *Evaluator) parts(ctx context.Context, t tree, language, env string) ([]
 			return nil, err
 		}
 	}
+	stops := &stops{}
 	// A child costs some 20 ms to start: a few directories are not worth a second one.
-	const enough = 4
-	workers := max(1, min(e.opts.Workers, len(todo)/enough))
+	const batch = 4
+	workers := max(1, min(e.opts.Workers, len(todo)/batch))
 	g, ctx := errgroup.WithContext(ctx)
 	for w := range workers {
 		first, last := w*len(todo)/workers, (w+1)*len(todo)/workers
 		g.Go(func() error {
-			return e.run(ctx, req, units[first:last], func(i int, r result) error {
+			return e.run(ctx, req, units[first:last], stops, func(i int, r result) error {
 				p, err := decode(r)
 				if err != nil {
 					return fmt.Errorf("reading what %s evaluates to: %w", name(units[first+i]), err)
 				}
 				j := todo[first+i]
-				p.used = turn
 				out[j] = p
+				if p.skipped {
+					return nil
+				}
+				p.used = turn
 				e.mu.Lock()
 				defer e.mu.Unlock()
 				e.cache[keys[j]] = p
@@ -300,7 +304,7 @@ func contents(blobs []blob) ([]file, error) {
 
 // decode reads a child's answer, as strictly as anything from outside.
 func decode(r result) (*part, error) {
-	p := &part{findings: r.Findings, rawMesh: string(r.Mesh), positions: r.Positions, names: r.Names}
+	p := &part{findings: r.Findings, rawMesh: string(r.Mesh), positions: r.Positions, skipped: r.skipped}
 	for _, f := range []struct {
 		raw  json.RawMessage
 		into any
@@ -330,6 +334,7 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 		Workloads:  map[string]map[string]v1alpha1.Workload{},
 	}}
 	var root *part
+	skipped := 0
 	for i, p := range parts {
 		findings = append(findings, p.findings...)
 		u := units[i]
@@ -345,7 +350,10 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 		if ns == "" {
 			continue
 		}
-		if len(p.findings) > 0 {
+		if p.skipped {
+			skipped++
+		}
+		if len(p.findings) > 0 || p.skipped {
 			doc.Unread = append(doc.Unread, ns)
 			continue
 		}
@@ -362,6 +370,11 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 		if p.workloads != nil {
 			doc.Policy.Workloads[ns] = p.workloads
 		}
+	}
+	if skipped > 0 {
+		findings.Add(diag.Finding{ID: diag.Runaway, Pos: diag.Pos{File: "services"},
+			Message: fmt.Sprintf("%d directories were not looked at, because what is named here ran away before", skipped),
+			Hint:    "mend those first"})
 	}
 	return doc, findings
 }

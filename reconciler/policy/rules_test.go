@@ -74,12 +74,16 @@ _env: *"default" | string @tag(env)
 mesh: trustDomain: "shop.example"
 `
 
-// repository completes the files of an archive to a repository.
+// repository completes files to a repository; those that are nil are taken out of it.
 func repository(files map[string][]byte) map[string][]byte {
 	out := v1alpha1.Vendored()
 	out["cue.mod/module.cue"] = []byte("module: \"policy.example/mesh@v0\"\nlanguage: version: \"" + v1alpha1.LowestLanguage + "\"\n")
 	out["mesh.cue"] = []byte(baseMesh)
 	for name, b := range files {
+		if b == nil {
+			delete(out, name)
+			continue
+		}
 		out[name] = b
 	}
 	return out

@@ -8,25 +8,53 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 )
 
+// stops counts, over all children of one load, what ran away. It bounds the load: a commit with a thousand hostile
+// directories, or with one hostile ancestor of them, is refused after a few.
+type stops struct {
+	directories atomic.Int32
+	ancestor    atomic.Bool
+}
+
+// enough is how many directories may run away in one load before the rest is not looked at any more.
+const enough = 3
+
+func (s *stops) full() bool { return s.ancestor.Load() || s.directories.Load() >= enough }
+
+func (s *stops) count(u unit) {
+	s.directories.Add(1)
+	if u.namespace() == "" {
+		s.ancestor.Store(true)
+	}
+}
+
 // run evaluates units in a child process, restarted behind each unit that ends it, and calls got for each in order.
-func (e *Evaluator) run(ctx context.Context, req request, units []unit, got func(i int, r result) error) error {
+func (e *Evaluator) run(ctx context.Context, req request, units []unit, stops *stops, got func(int, result) error) error {
 	req.CPUSeconds = int(e.opts.CPU / time.Second)
 	req.HeapBytes = e.opts.Heap
 	req.Cap = !raceEnabled
 	for done := 0; done < len(units); {
+		if stops.full() {
+			if err := got(done, result{Dir: units[done].Dir, skipped: true}); err != nil {
+				return err
+			}
+			done++
+			continue
+		}
 		req.Units = units[done:]
-		r, n, err := e.child(ctx, req, func(i int, r result) error { return got(done+i, r) })
+		why, n, err := e.child(ctx, req, func(i int, r result) error { return got(done+i, r) })
 		if err != nil {
 			return err
 		}
 		done += n
 		if done < len(units) {
-			if err := got(done, e.stopped(units[done], r)); err != nil {
+			stops.count(units[done])
+			if err := got(done, e.stopped(units[done], why)); err != nil {
 				return err
 			}
 			done++

@@ -56,8 +56,8 @@ type result struct {
 	Services  json.RawMessage     `json:"services,omitempty"`
 	Workloads json.RawMessage     `json:"workloads,omitempty"`
 	Positions map[string]diag.Pos `json:"positions,omitempty"`
-	// Names are the services that the unit declares, as far as that can be told of a unit with findings.
-	Names []string `json:"names,omitempty"`
+
+	skipped bool // the parent's own: no child was asked
 }
 
 // maxRequest bounds a request: the source's own limit on a tree, base64, and some air.

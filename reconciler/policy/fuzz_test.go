@@ -1,0 +1,83 @@
+package policy
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"golang.org/x/tools/txtar"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// FuzzChecks feeds one file of any name through everything that looks at syntax before CUE evaluates: no text makes it
+// panic, and whatever it finds is one bounded line at a place in that file.
+func FuzzChecks(f *testing.F) {
+	archives, err := filepath.Glob("testdata/rules/*.txtar")
+	if err != nil || len(archives) == 0 {
+		f.Fatal("no seeds", err)
+	}
+	for _, name := range archives {
+		a, err := txtar.ParseFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, file := range a.Files {
+			if strings.HasSuffix(file.Name, ".cue") {
+				f.Add(file.Name, file.Data)
+			}
+		}
+	}
+	for _, text := range hostile {
+		if len(text) < 4096 {
+			f.Add("services/evil/web.cue", []byte(text))
+		}
+	}
+	f.Add("mesh.cue", []byte(baseMesh))
+	f.Add("services/a/b.cue", []byte("@if(x)\npackage policy\nimport \"a:b\"\nX=\"a\": Y={_#z: 1, for k, v in X {(k): v}, [...]}\nlet L = [1, ...]\n"))
+	f.Fuzz(func(t *testing.T, name string, data []byte) {
+		if name == "" || !utf8.ValidString(name) || strings.HasPrefix(name, "/") || strings.HasSuffix(name, "/") || len(data) > 1<<16 {
+			t.Skip() // the source gives clean paths only
+		}
+		tree, findings := layout([]blob{{name: name}})
+		for _, d := range tree.units {
+			u := unit{Dir: d.dir, Files: []file{{name, data}}}
+			req := &request{Language: v1alpha1.LowestLanguage}
+			syntax, errs := parse(req, u.Files[0])
+			findings = append(findings, errs...)
+			if (syntax == nil) != (len(errs) > 0) {
+				t.Fatalf("syntax %v with findings %v", syntax, errs)
+			}
+			if syntax == nil {
+				continue
+			}
+			findings = append(findings, checkNumbers(syntax)...)
+			findings = append(findings, checkHead(syntax)...)
+			at := newSites()
+			found, _ := checkFields(u, syntax, at)
+			findings = append(findings, found...)
+			for path, pos := range at.first {
+				if pos.File != name || pos.Line < 1 || pos.Column < 1 {
+					t.Errorf("%q stands at %v", path, pos)
+				}
+			}
+			inject(syntax, "staging")
+		}
+		for _, f := range findings {
+			if f.ID == diag.NoPolicy {
+				continue
+			}
+			if f.Pos.File != name {
+				t.Errorf("not a place in %q: %v", name, f)
+			}
+			if strings.ContainsAny(f.Message, "\r\n") && !strings.ContainsAny(name, "\r\n") {
+				t.Errorf("more than one line: %q", f.Message)
+			}
+			if f.ID == "" || f.Message == "" {
+				t.Errorf("empty: %+v", f)
+			}
+		}
+	})
+}
