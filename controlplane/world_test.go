@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -80,7 +81,7 @@ func (r *reconciler) start() {
 	l, err := net.Listen("tcp", addr)
 	must(r.t, err)
 	r.addr = l.Addr().String()
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(pinned.ServerTLS(r.key, func(k ed25519.PublicKey) bool { return k.Equal(r.allow) }))))
+	g := grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}), grpc.Creds(credentials.NewTLS(pinned.ServerTLS(r.key, func(k ed25519.PublicKey) bool { return k.Equal(r.allow) }))))
 	proxyapi.RegisterReleasesServer(g, r)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(l) }()
