@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
 	"github.com/heddle-mesh/heddle/controlplane/observe"
@@ -81,12 +82,13 @@ func (s *screen) page(v view) []string {
 			mark = terminal.Trouble
 		}
 		field("Policy", fmt.Sprintf("%s %q", short(o.Commit), terminal.Clean(o.Subject)))
-		if a := v.status.Applied; a != nil && a.Commit != o.Commit {
-			field("Serving", fmt.Sprintf("%s %q, epoch %d", short(a.Commit), terminal.Clean(a.Subject), a.Epoch))
-		}
-		p := v.status.Push
-		if v.status.Applied != nil {
-			state += fmt.Sprintf(", epoch %d, %d/%d sidecars acknowledged", v.status.Applied.Epoch, p.Acked, p.Total)
+		if a, p := v.status.Applied, v.status.Push; a != nil {
+			how := fmt.Sprintf("epoch %d, %d/%d sidecars acknowledged", a.Epoch, p.Acked, p.Total)
+			if a.Commit == o.Commit {
+				state += ", " + how
+			} else {
+				field("Serving", fmt.Sprintf("%s %q, %s", short(a.Commit), terminal.Clean(a.Subject), how))
+			}
 		}
 	}
 	if v.statusErr != nil && v.status != nil {
@@ -195,14 +197,21 @@ func millis(v *float64) string {
 
 func ago(t time.Time) string { return time.Since(t).Round(100 * time.Millisecond).String() }
 
-// wrap breaks a line at a width, keeping its indentation.
+// wrap breaks a line between words, keeping its indentation. A word that is longer than the terminal is left whole.
 func wrap(line string, width int) []string {
 	indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
-	r := []rune(line)
 	var out []string
-	for width > 20 && len(r) > width {
-		out = append(out, string(r[:width]))
-		r = append([]rune(indent+"  "), r[width:]...)
+	at := ""
+	for word := range strings.FieldsSeq(line) {
+		switch {
+		case at == "":
+			at = indent + word
+		case width > 20 && utf8.RuneCountInString(at)+1+utf8.RuneCountInString(word) > width:
+			out = append(out, at)
+			at = indent + "  " + word
+		default:
+			at += " " + word
+		}
 	}
-	return append(out, string(r))
+	return append(out, at)
 }

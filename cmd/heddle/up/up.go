@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	cfg.State = state
-	u := &supervisor{cfg: cfg}
+	u := &supervisor{cfg: cfg, waiting: map[string]string{}}
 	if err := u.prepare(ctx); err != nil {
 		return err
 	}
@@ -85,8 +85,8 @@ type supervisor struct {
 	group  *process.Group
 	events *events
 
-	mu      sync.Mutex // guards what follows
-	waiting string     // why the workloads do not run yet
+	mu      sync.Mutex        // guards what follows
+	waiting map[string]string // by workload: why it does not run yet
 }
 
 func (u *supervisor) prepare(ctx context.Context) (err error) {
@@ -152,9 +152,13 @@ func publicKey(path string) (ed25519.PublicKey, error) {
 func (u *supervisor) findPrograms() error {
 	beside := filepath.Dir(u.cfg.Heddle)
 	find := func(path string) (string, error) {
-		if info, err := os.Stat(path); err != nil || info.IsDir() || info.Mode()&0o111 == 0 {
-			return "", fmt.Errorf("there is no program %s; `make build` puts heddle, heddle-proxy and the examples' "+
-				"programs into one directory", path)
+		info, err := os.Stat(path)
+		if err == nil && (info.IsDir() || info.Mode()&0o111 == 0) {
+			err = fs.ErrNotExist
+		}
+		if err != nil {
+			return "", fmt.Errorf("there is no program %s; `make build` puts heddle, heddle-proxy and the examples' programs "+
+				"into one directory: %w", path, err)
 		}
 		return path, nil
 	}
@@ -352,14 +356,14 @@ func (u *supervisor) token(ctx context.Context, w started) error {
 			Token string `json:"token"`
 		}
 		err := client.Post(ctx, "/v1/tokens", map[string]any{
-			"workload": w.workload.Name, "service": w.workload.Service, "ttl": "24h",
+			"workload": w.workload.Name, "service": w.workload.Service, "ttl": "1h",
 		}, &reply)
 		if err == nil {
-			u.setWaiting("")
+			u.setWaiting(w.workload.Name, "")
 			return durable.WriteFile(w.tokenFile, []byte(reply.Token+"\n"), 0o600)
 		}
 		if !errors.Is(err, operator.ErrUnreachable) {
-			u.setWaiting(fmt.Sprintf("%s: %v", w.workload.Name, err))
+			u.setWaiting(w.workload.Name, err.Error())
 		}
 		select {
 		case <-ctx.Done():
@@ -369,10 +373,29 @@ func (u *supervisor) token(ctx context.Context, w started) error {
 	}
 }
 
-func (u *supervisor) setWaiting(why string) {
+func (u *supervisor) setWaiting(workload, why string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.waiting = why
+	if why == "" {
+		delete(u.waiting, workload)
+	} else {
+		u.waiting[workload] = why
+	}
+}
+
+// whyWaiting says why the first of the waiting workloads waits, and how many there are.
+func (u *supervisor) whyWaiting() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	names := slices.Sorted(maps.Keys(u.waiting))
+	if len(names) == 0 {
+		return ""
+	}
+	why := names[0] + ": " + u.waiting[names[0]]
+	if len(names) > 1 {
+		why += fmt.Sprintf(" (and %d more)", len(names)-1)
+	}
+	return why
 }
 
 // entry is the URL to call from outside; empty where the example has none.

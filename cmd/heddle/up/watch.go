@@ -107,9 +107,7 @@ func (u *supervisor) watch(ctx context.Context) error {
 			}
 		}
 		cancel()
-		u.mu.Lock()
-		v.waiting = u.waiting
-		u.mu.Unlock()
+		v.waiting = u.whyWaiting()
 		v.processes = u.group.States()
 		if err := show.show(v, u.events.take()); err != nil {
 			return fmt.Errorf("showing the status: %w", err)
@@ -284,7 +282,7 @@ func (p *plain) show(v view, lines []string) error {
 	}
 	if !p.ready && p.converged(v) {
 		p.ready = true
-		lines = append(lines, "ready "+p.entry())
+		lines = append(lines, strings.TrimSpace("ready "+p.entry()))
 		for _, n := range p.next() {
 			lines = append(lines, "  try: "+n)
 		}
