@@ -10,9 +10,12 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -138,7 +141,7 @@ func (b *Bundle) Verify(chain []*x509.Certificate, now time.Time, usage x509.Ext
 	return "", fmt.Errorf("%s: %w", id, err)
 }
 
-// signers checks the signing certificates of a chain (X509-SVID.md, sections 4.1 to 4.3).
+// signers checks the signing certificates of a chain (X509-SVID.md, sections 3.2 and 4.1 to 4.3).
 func signers(chain []*x509.Certificate, td string) error {
 	for _, c := range chain {
 		if c.KeyUsage&x509.KeyUsageCertSign == 0 {
@@ -147,9 +150,13 @@ func signers(chain []*x509.Certificate, td string) error {
 		if err := keyStrength(c); err != nil {
 			return err
 		}
-		for _, u := range c.URIs {
-			if u.Scheme == "spiffe" && u.Host != td {
-				return fmt.Errorf("signing certificate of trust domain %s", u.Host)
+		uris, err := rawURIs(c)
+		if err != nil {
+			return err
+		}
+		for _, u := range uris { // without a path (section 3.2), and of no other trust domain than what it signs for
+			if u != "spiffe://"+td {
+				return fmt.Errorf("signing certificate of %s, which is not trust domain %s", u, td)
 			}
 		}
 	}
@@ -157,12 +164,17 @@ func signers(chain []*x509.Certificate, td string) error {
 }
 
 // LeafID returns the SPIFFE ID of a leaf certificate, and refuses what X509-SVID.md forbids of one: more or fewer than
-// one URI SAN (section 2), CA or signing rights and a missing digitalSignature (4.1, 4.3), weak keys.
+// one URI SAN (section 2), CA or signing rights, a missing digitalSignature, a key usage that is not critical (4.1, 4.3),
+// weak keys. The ID is judged as it is spelt in the certificate.
 func LeafID(leaf *x509.Certificate) (ID, error) {
-	if len(leaf.URIs) != 1 {
-		return "", fmt.Errorf("the certificate has %d URI SANs; an X.509-SVID has exactly one", len(leaf.URIs))
+	uris, err := rawURIs(leaf)
+	if err != nil {
+		return "", err
 	}
-	id, err := ParseID(leaf.URIs[0].String())
+	if len(uris) != 1 {
+		return "", fmt.Errorf("the certificate has %d URI SANs; an X.509-SVID has exactly one", len(uris))
+	}
+	id, err := ParseID(uris[0])
 	if err != nil {
 		return "", err
 	}
@@ -173,11 +185,40 @@ func LeafID(leaf *x509.Certificate) (ID, error) {
 		return "", fmt.Errorf("%s: the key usage lacks digitalSignature", id)
 	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
 		return "", fmt.Errorf("%s: a leaf may not sign certificates or revocation lists", id)
+	case !slices.ContainsFunc(leaf.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidKeyUsage) && e.Critical }):
+		return "", fmt.Errorf("%s: the key usage is not marked critical", id)
 	}
 	if err := keyStrength(leaf); err != nil {
 		return "", fmt.Errorf("%s: %w", id, err)
 	}
 	return id, nil
+}
+
+var (
+	oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidKeyUsage       = asn1.ObjectIdentifier{2, 5, 29, 15}
+)
+
+// rawURIs are the URI SANs as they stand in the certificate (RFC 5280, 4.2.1.6). Certificate.URIs is parsed already, and
+// a parsed URL has lost how it was spelt: an upper-case scheme, an empty fragment.
+func rawURIs(c *x509.Certificate) ([]string, error) {
+	const tagURI = 6 // uniformResourceIdentifier [6] IA5String
+	var out []string
+	for _, e := range c.Extensions {
+		if !e.Id.Equal(oidSubjectAltName) {
+			continue
+		}
+		var names []asn1.RawValue
+		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) > 0 {
+			return nil, errors.New("the certificate's subject alternative names are malformed")
+		}
+		for _, n := range names {
+			if n.Class == asn1.ClassContextSpecific && n.Tag == tagURI {
+				out = append(out, string(n.Bytes))
+			}
+		}
+	}
+	return out, nil
 }
 
 func keyStrength(c *x509.Certificate) error {
