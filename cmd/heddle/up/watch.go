@@ -1,6 +1,7 @@
 package up
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/published"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
 	"github.com/heddle-mesh/heddle/controlplane/observe"
+	"github.com/heddle-mesh/heddle/controlplane/push"
 	"github.com/heddle-mesh/heddle/internal/operator"
 	"github.com/heddle-mesh/heddle/reconciler"
 	"github.com/heddle-mesh/heddle/schema/mesh"
@@ -78,6 +80,7 @@ type view struct {
 	rules     map[string]string // file:line by rule id, of the rules that denied something
 	processes []process.State
 	waiting   string
+	missing   string // why a sidecar that runs is not there
 }
 
 // watch looks at the mesh and shows it until ctx ends or, if so configured, the mesh has converged.
@@ -98,6 +101,7 @@ func (u *supervisor) watch(ctx context.Context) error {
 			v.status, v.statusAt = status, time.Now()
 		}
 		if time.Since(v.edgesAt) >= edgesEvery {
+			v.missing = u.missing(look, controlplaneAPI)
 			var edges struct {
 				Items []observe.Edge `json:"items"`
 			}
@@ -107,7 +111,7 @@ func (u *supervisor) watch(ctx context.Context) error {
 			}
 		}
 		cancel()
-		v.waiting = u.whyWaiting()
+		v.waiting = cmp.Or(u.whyWaiting(), v.missing)
 		v.processes = u.group.States()
 		if err := show.show(v, u.events.take()); err != nil {
 			return fmt.Errorf("showing the status: %w", err)
@@ -121,6 +125,24 @@ func (u *supervisor) watch(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// missing names the first workload whose sidecar has not enrolled, and where it says why: a service that policy does
+// not declare, for one.
+func (u *supervisor) missing(ctx context.Context, api *operator.Client) string {
+	var proxies struct {
+		Items []push.Proxy `json:"items"`
+	}
+	if api.Get(ctx, "/v1/proxies", &proxies) != nil {
+		return "" // whether the control plane answers is said elsewhere
+	}
+	for i := range u.processes.Workloads {
+		w := &u.processes.Workloads[i]
+		if !slices.ContainsFunc(proxies.Items, func(p push.Proxy) bool { return p.Workload == w.Name }) {
+			return fmt.Sprintf("the sidecar of %s has not enrolled; see %s", w.Name, u.log(w.sidecar()))
+		}
+	}
+	return ""
 }
 
 // converged reports whether every workload of the example enforces the newest commit.
