@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -47,7 +48,12 @@ EXAMPLE is a directory with a processes.json, or the name of a built-in example 
 				return noLook(fmt.Errorf("finding this program's own file: %w", err))
 			}
 			cfg.Heddle = self
-			return up.Run(cmd.Context(), cfg)
+			if err := up.Run(cmd.Context(), cfg); errors.Is(err, examples.ErrUnknown) {
+				return &usageError{err: err, command: "heddle up"}
+			} else if err != nil {
+				return err
+			}
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&cfg.Repo, "repo", "", "follow this policy repository, a `path or URL`, instead of the example's")
