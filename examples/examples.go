@@ -35,12 +35,13 @@ func Open(name string) (example fs.FS, dir string, err error) {
 		_, err = fs.Stat(sub, "processes.json")
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("no example %q: %w", name, errUnknown)
+		return nil, "", fmt.Errorf("no example %q: %w", name, ErrUnknown)
 	}
 	return sub, "", nil
 }
 
-var errUnknown = errors.New("it is neither a directory with a processes.json nor one of: " + strings.Join(Names(), ", "))
+// ErrUnknown means that there is no such example.
+var ErrUnknown = errors.New("it is neither a directory with a processes.json nor one of: " + strings.Join(Names(), ", "))
 
 // Names are the embedded examples, sorted.
 func Names() []string {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -41,7 +40,7 @@ and enrol every sidecar again.`,
       --reconciler 127.0.0.1:4182 --reconciler-key @/etc/heddle/reconciler.key
 
   # then, for each workload
-  heddle token shop/web-1 --service shop/web`,
+  heddle token create --workload shop/web-1 --service shop/web > token`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -63,7 +62,7 @@ and enrol every sidecar again.`,
 			log = log.Level(level).With().Timestamp().Logger()
 			cfg.Version = version
 			if err := controlplane.Run(log.WithContext(cmd.Context()), cfg); err != nil {
-				return errors.Join(errNoLook, fmt.Errorf("the control plane cannot run: %w", err))
+				return fmt.Errorf("the control plane cannot run: %w", err)
 			}
 			return nil
 		},

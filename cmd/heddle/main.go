@@ -95,7 +95,7 @@ Start with "heddle up": a whole mesh on this machine, with an example to change.
 	}
 	in("look", c.statusCommand(), c.explainCommand(), c.edgesCommand(), c.proxiesCommand(), c.historyCommand(), c.waitCommand())
 	in("policy", c.checkCommand(), c.policyCommand())
-	in("run", c.upCommand(), reconcilerCommand(), controlplaneCommand())
+	in("run", program(c.upCommand()), program(reconcilerCommand()), program(controlplaneCommand()))
 	in("operate", c.resumeCommand(), c.hintCommand(), c.tokenCommand(), c.keyCommand())
 	in("more", c.completionCommand(), c.versionCommand())
 	help := c.helpCommand()
@@ -125,6 +125,19 @@ func (c *cli) prepare(cmd *cobra.Command) {
 			return runE(cmd, args)
 		}
 	}
+}
+
+// program marks what ends a long-running command as a fault of the world, unless the command line was wrong.
+func program(cmd *cobra.Command) *cobra.Command {
+	runE := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := runE(cmd, args)
+		if err == nil || errors.As(err, new(*usageError)) {
+			return err
+		}
+		return noLook(err)
+	}
+	return cmd
 }
 
 func flagUsages(cmd *cobra.Command) string {

@@ -213,3 +213,26 @@ func TestCompletionScripts(t *testing.T) {
 		t.Errorf("completing a finding: %+v", r)
 	}
 }
+
+// What keeps a program from running is said on one line, with the code that says that nobody looked.
+func TestFaults(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"reconciler", "--repo", "nowhere", "--state", "rs"}, exitNoLook, "nowhere"},
+		{[]string{"reconciler"}, exitUsage, "--repo"},
+		{[]string{"controlplane"}, exitUsage, "--reconciler"},
+		{[]string{"controlplane", "--reconciler", "127.0.0.1:1", "--reconciler-key", "secret"}, exitNoLook, "heddle key"},
+		{[]string{"up"}, exitNoLook, "heddle-proxy"}, // there is none beside the test's binary
+		{[]string{"up", "nowhere"}, exitUsage, "shop"},
+	} {
+		r := heddle(t, dir, nil, c.args...)
+		first, _, _ := strings.Cut(r.stderr, "\n")
+		if r.code != c.code || r.stdout != "" || !strings.HasPrefix(first, "error: ") || !strings.Contains(r.stderr, c.want) {
+			t.Errorf("%v: %+v", c.args, r)
+		}
+	}
+}
