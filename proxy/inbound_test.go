@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -321,9 +323,14 @@ func TestRejudged(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
 		t.Fatalf("the connection ended with %v, want a reset", err)
 	}
-	again := dial(t, w.to("raw"))
-	if _, err := again.Read(make([]byte, 1)); err == nil {
-		t.Error("a denied connection was served")
+	again, err := net.Dial("tcp", w.to("raw"))
+	if err == nil {
+		again.SetDeadline(time.Now().Add(patience))
+		_, err = again.Read(make([]byte, 1))
+		again.Close()
+	}
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a denied connection was served: %v", err)
 	}
 	if logs := w.logs.String(); !strings.Contains(logs, `"policy":"shop/api/deny/web"`) {
 		t.Errorf("the denied connection was not logged: %s", logs)
