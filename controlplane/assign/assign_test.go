@@ -1,0 +1,161 @@
+package assign
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/controlplane/inventory"
+	"github.com/heddle-mesh/heddle/schema/decide"
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/proxyapi"
+	"github.com/heddle-mesh/heddle/schema/release"
+)
+
+func identity(i int) string { return fmt.Sprintf("spiffe://mesh.test/ns/n/sa/s%d", i) }
+
+// random makes a mesh with every kind of rule, port default and backend.
+func random(r *rand.Rand, services int) (*mesh.Mesh, mesh.Origins) {
+	m, origins := &mesh.Mesh{Settings: mesh.Settings{TrustDomain: "mesh.test"}}, mesh.Origins{}
+	var names []mesh.ServiceName
+	for i := range services {
+		names = append(names, mesh.Name(fmt.Sprintf("n%d", i%3), fmt.Sprintf("s%d", i)))
+	}
+	slices.Sort(names)
+	for i, n := range names {
+		in := mesh.Inbound{Service: n, Identities: []string{identity(i)}}
+		for _, p := range []string{"a", "b"} {
+			def := string(n) + "/default/" + p
+			origins[def] = diag.Pos{File: "mesh.cue", Line: 1 + r.IntN(3)}
+			in.Ports = append(in.Ports, mesh.InboundPort{Name: p, DefaultID: def,
+				Default: []mesh.InboundMode{mesh.Deny, mesh.Deny, mesh.Deny, mesh.AllAuthenticated, mesh.AllUnauthenticated}[r.IntN(5)]})
+		}
+		for j := range r.IntN(4) {
+			rule := mesh.Rule{ID: fmt.Sprintf("%s/allow/r%d", n, j), Action: mesh.Allow}
+			if r.IntN(3) == 0 {
+				rule.Action = mesh.DenyRule
+			}
+			for range 1 + r.IntN(2) {
+				rule.From = append(rule.From, []mesh.Peer{{Identity: identity(r.IntN(services))}, {Identity: identity(r.IntN(services))},
+					{Authenticated: true}, {Unauthenticated: true}}[r.IntN(4)])
+			}
+			if r.IntN(2) == 0 {
+				rule.Ports = []string{"a"}
+			}
+			if r.IntN(4) == 0 {
+				rule.Routes = []string{"some"}
+			}
+			in.Rules = append(in.Rules, rule)
+			origins[rule.ID] = diag.Pos{File: "x.cue", Line: r.IntN(100)}
+		}
+		out := mesh.Outbound{Service: n, Identities: in.Identities, Ports: []mesh.OutboundPort{{Name: "a", Port: uint16(1 + r.IntN(9))}}}
+		if r.IntN(2) == 0 {
+			out.Routes = []mesh.Route{{ID: string(n) + "/httpRoutes/r", Port: "a", Backends: []mesh.Backend{
+				{Service: names[r.IntN(services)], Port: "a", Weight: 1}, {Service: n, Port: "a", Weight: 1}}}}
+		}
+		m.Inbound, m.Outbound = append(m.Inbound, in), append(m.Outbound, out)
+	}
+	return m, origins
+}
+
+func TestCalleesAreExactlyThoseThatMayBeCalled(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		m, origins := random(r, 12)
+		v := NewView(&release.Record{Epoch: 1}, m, origins, nil)
+		for i := range 14 { // two of them are named nowhere
+			var want []mesh.ServiceName
+			for j := range m.Inbound {
+				if decide.MayCall(&m.Inbound[j], identity(i)) {
+					want = append(want, m.Inbound[j].Service)
+				}
+			}
+			if got := v.Callees(identity(i)); !slices.Equal(got, want) {
+				t.Fatalf("seed %d: %s may call %v, the view says %v", seed, identity(i), want, got)
+			}
+		}
+	}
+}
+
+// TestDiff: whatever a sidecar holds, applying the difference gives exactly what the full snapshot would, and nothing is
+// sent that it holds already.
+func TestDiff(t *testing.T) {
+	for seed := range uint64(500) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		set := func() []*proxyapi.Object {
+			var out []*proxyapi.Object
+			for _, k := range []string{"endpoints", "index", "outbound"} {
+				for i := range 8 {
+					if r.IntN(2) == 0 {
+						sum := sha256.Sum256([]byte{byte(r.IntN(2)), byte(i)})
+						out = append(out, &proxyapi.Object{Kind: k, Name: fmt.Sprint(i), Hash: sum[:]})
+					}
+				}
+			}
+			return out
+		}
+		have, want := set(), set()
+		held := map[string]string{}
+		for _, o := range have {
+			held[o.Kind+" "+o.Name] = string(o.Hash)
+		}
+		upserts, deletes := Diff(Versions(have), want)
+		for _, o := range upserts {
+			if held[o.Kind+" "+o.Name] == string(o.Hash) {
+				t.Fatalf("seed %d: %s %s is sent though it is there", seed, o.Kind, o.Name)
+			}
+			held[o.Kind+" "+o.Name] = string(o.Hash)
+		}
+		for _, d := range deletes {
+			if _, ok := held[d.Kind+" "+d.Name]; !ok {
+				t.Fatalf("seed %d: %s %s is deleted though it is not there", seed, d.Kind, d.Name)
+			}
+			delete(held, d.Kind+" "+d.Name)
+		}
+		var after []*proxyapi.ObjectVersion
+		for _, o := range want {
+			if held[o.Kind+" "+o.Name] == string(o.Hash) {
+				after = append(after, &proxyapi.ObjectVersion{Kind: o.Kind, Name: o.Name, Hash: o.Hash})
+			}
+		}
+		if len(held) != len(want) || string(proxyapi.StateHash(after)) != string(State(want)) {
+			t.Fatalf("seed %d: the difference does not lead there", seed)
+		}
+	}
+}
+
+// TestViewsShareWhatDidNotChange: one changed service costs one object, and a configuration has the objects of the view,
+// not copies of them.
+func TestViewsShareWhatDidNotChange(t *testing.T) {
+	m, origins := random(rand.New(rand.NewPCG(1, 3)), 9)
+	first := NewView(&release.Record{Epoch: 1}, m, origins, nil)
+	changed := *m
+	changed.Outbound = slices.Clone(m.Outbound)
+	changed.Outbound[4].Ports = []mesh.OutboundPort{{Name: "a", Port: 999}}
+	second := NewView(&release.Record{Epoch: 2}, &changed, origins, first)
+	w := &Workload{Service: m.Inbound[0].Service, Identity: identity(0)}
+	for i := range m.Inbound {
+		w.Declared = append(w.Declared, m.Inbound[i].Service)
+	}
+	snap := new(inventory.Snapshot)
+	a, b := New(first, snap, w), New(second, snap, w)
+	var fresh []string
+	for i, o := range b.Objects {
+		if o.Kind != proxyapi.KindEndpoints && o != a.Objects[i] {
+			fresh = append(fresh, o.Kind+" "+o.Name)
+		}
+	}
+	ns, name := changed.Outbound[4].Service.Namespace(), string(changed.Outbound[4].Service)
+	if want := []string{"index " + ns, "outbound " + name}; !slices.Equal(fresh, want) {
+		t.Errorf("new objects are %v, want %v", fresh, want)
+	}
+	if c := New(second, snap, w); !slices.EqualFunc(b.Objects, c.Objects, func(x, y *proxyapi.Object) bool { return x == y || x.Kind == proxyapi.KindEndpoints }) {
+		t.Error("two configurations of one view do not share its objects")
+	}
+	if !slices.IsSortedFunc(b.Objects, compare) || len(b.State) != sha256.Size {
+		t.Error("the objects are not sorted")
+	}
+}
