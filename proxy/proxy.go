@@ -147,7 +147,6 @@ func Run(ctx context.Context, c Config) error {
 		inbound: NewInbound(env), outbound: NewOutbound(env), stop: make(chan struct{}), draining: make(chan struct{}),
 	}
 	metrics.Collect(s.collect)
-	settle()
 	return s.run(ctx)
 }
 
@@ -180,6 +179,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	g.Go(func() error { return s.inbound.Run(work) })
 	g.Go(func() error { return s.outbound.Run(work) })
 	g.Go(func() error { return s.sweep(work) })
+	g.Go(func() error { return s.settle(work) })
 	for _, l := range s.listeners.all {
 		g.Go(func() error { return l.serve(s, work, l.Listener) })
 	}

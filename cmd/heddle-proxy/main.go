@@ -187,7 +187,8 @@ outside, where policy allows that.`,
 				}
 				c.Upstreams = append(c.Upstreams, u)
 			}
-			zerolog.SetGlobalLevel(lv) // the admin port can change it
+			zerolog.SetGlobalLevel(lv)     // the admin port can change it
+			zerolog.ErrorFieldName = "err" // as all of Heddle's logs call it
 			log := zerolog.New(stderr)
 			if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 				log = zerolog.New(zerolog.ConsoleWriter{Out: f, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""})

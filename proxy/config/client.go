@@ -231,7 +231,11 @@ func (c *Client) loop(ctx context.Context) {
 			c.set(func(s *Status) { s.Error = err.Error() })
 			if line := err.Error(); line != said { // the same fault again is no news
 				said = line
-				log.Warn().Err(err).Msg("no control plane; what is configured goes on serving")
+				if c.store.commit == "" {
+					log.Warn().Err(err).Str("waiting", c.Status().Waiting).Msg("waiting for the control plane; nothing is served before the first config")
+				} else {
+					log.Warn().Err(err).Str("commit", c.store.commit).Msg("no control plane; the config at hand goes on serving")
+				}
 			}
 		}
 		select {

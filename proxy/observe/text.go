@@ -209,8 +209,8 @@ func (r *Registry) writeHTTP(w *Writer) {
 
 func (r *Registry) writeTCP(w *Writer) {
 	rows := sorted(&r.tcp, func(k Key) string {
-		peer := "src"
-		if k.Direction == Outbound {
+		peer := "src" // accepted; a proven server is one that was dialled
+		if k.Direction == Outbound && k.Peer != "" {
 			peer = "dst"
 		}
 		return k.labels() + "," + Labels("peer", peer)
