@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"cuelang.org/go/cue/ast"
+	"cuelang.org/go/cue/literal"
 	"cuelang.org/go/cue/token"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
@@ -106,6 +107,11 @@ func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bo
 			dotted := strings.Join(path, ".")
 			if fd.Constraint == token.ILLEGAL {
 				at.add(dotted, fd.Label.Pos())
+				if lit, ok := fd.Value.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					if text, err := literal.Unquote(lit.Value); err == nil {
+						at.text[dotted] = text
+					}
+				}
 			}
 			if outside, ok := fence.field(path, pos); ok {
 				findings.Add(outside)

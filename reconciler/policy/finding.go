@@ -108,6 +108,12 @@ func convert(e cueerrors.Error, at sites) diag.Finding {
 		f.Message = strings.Replace(f.Message, m[0], "", 1)
 	}
 
+	if values, ok := strings.CutPrefix(f.Message, "want one of "); ok && at.text[path] != "" {
+		if near := diag.Nearest(at.text[path], strings.Split(values, ", ")); near != "" {
+			f.Hint = fmt.Sprintf("did you mean %q?", near)
+		}
+	}
+
 	var author, schema []diag.Pos
 	for _, p := range append(e.InputPositions(), e.Position()) {
 		switch q := position(p); {

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"golang.org/x/tools/txtar"
+	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"

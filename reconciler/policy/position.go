@@ -38,9 +38,12 @@ func isSchema(p diag.Pos) bool { return strings.HasPrefix(p.File, schemaFile) }
 type sites struct {
 	first map[string]diag.Pos
 	again map[string][]diag.Pos
+	text  map[string]string // of fields that are plain strings, to guess what a wrong one meant
 }
 
-func newSites() sites { return sites{map[string]diag.Pos{}, map[string][]diag.Pos{}} }
+func newSites() sites {
+	return sites{map[string]diag.Pos{}, map[string][]diag.Pos{}, map[string]string{}}
+}
 
 func (s sites) add(path string, p token.Pos) {
 	if _, ok := s.first[path]; ok {
