@@ -34,6 +34,9 @@ func NewOutbound(env Env) *Outbound {
 	if env.Want == nil {
 		env.Want = func(mesh.ServiceName) {}
 	}
+	if env.ConnectFailed == nil {
+		env.ConnectFailed = func(mesh.ServiceName, string, error) {}
+	}
 	return &Outbound{newStack(env)}
 }
 
@@ -326,12 +329,12 @@ func (o *Outbound) try(ctx context.Context, cl *pipeline.Cluster, avoid *pipelin
 		}
 	}
 	c, err := pool.Dial(ctx)
-	o.dialled(ctx, ep, err)
+	o.dialled(ctx, cl, ep, err)
 	return c, ep, err
 }
 
 // dialled tells an endpoint how connecting went. What the caller's own deadline ended is nobody's fault.
-func (o *Outbound) dialled(ctx context.Context, ep *pipeline.Endpoint, err error) {
+func (o *Outbound) dialled(ctx context.Context, cl *pipeline.Cluster, ep *pipeline.Endpoint, err error) {
 	if err == nil {
 		ep.Connected()
 		return
@@ -339,6 +342,7 @@ func (o *Outbound) dialled(ctx context.Context, ep *pipeline.Endpoint, err error
 	ep.Done(time.Now(), -1)
 	if ctx.Err() == nil {
 		ep.ConnectFailed(time.Now(), rand.Uint64())
+		o.ConnectFailed(cl.Service, ep.Addr.String(), err)
 	}
 }
 
@@ -441,7 +445,7 @@ func (o *Outbound) dialTCP(ctx context.Context, u *pipeline.Upstream) (*tcpTunne
 		}
 		var c *upstream.Conn
 		c, err = ep.Pool.(*upstream.Pool).DialTCP(ctx)
-		o.dialled(ctx, ep, err)
+		o.dialled(ctx, u.Cluster, ep, err)
 		if err == nil {
 			t := &tcpTunnel{up: c, ep: ep, tcp: o.Metrics.TCP(outboundKey(u, string(c.Peer))), opened: now}
 			t.tcp.Open()

@@ -141,7 +141,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 
-	env := Env{Current: current, Identity: source, Metrics: metrics, Transport: transport, Want: client.Want}
+	env := Env{Current: current, Identity: source, Metrics: metrics, Transport: transport, Want: client.Want, ConnectFailed: client.ConnectFailed}
 	s := &sidecar{
 		Config: c, client: client, source: source, current: current, metrics: metrics, advertise: advertise, listeners: ls,
 		inbound: NewInbound(env), outbound: NewOutbound(env), stop: make(chan struct{}), draining: make(chan struct{}),

@@ -27,6 +27,8 @@ type Env struct {
 	// Want asks for a destination that the config does not have yet; it returns at once. The stack then waits for the
 	// next Pipeline. Outbound only.
 	Want func(mesh.ServiceName)
+	// ConnectFailed is told of endpoints that could not be reached; it returns at once. Outbound only.
+	ConnectFailed func(service mesh.ServiceName, address string, err error)
 	// Limits bound what a connection may take; zero fields are the defaults.
 	Limits Limits
 }
