@@ -27,6 +27,12 @@ import "` + v1alpha1.ImportPath + `"
 v1alpha1.#Repository
 `
 
+// The files that Heddle itself adds to an instance; nobody is shown a place in them.
+const (
+	frameFile = schemaFile + "frame.cue"
+	stubsFile = schemaFile + "stubs.cue"
+)
+
 // evaluate runs CUE over one unit. It is what happens inside the child process; it reads nothing but its arguments.
 //
 // A fresh context serves each unit, since a context keeps all that it ever built. Instances are put together from
@@ -216,7 +222,7 @@ func instance(req *request, files []file, whole bool, at sites) (v cue.Value, st
 			for _, name := range slices.Sorted(maps.Keys(stubs)) {
 				text += name + ": _\n"
 			}
-			use = append([]file{{schemaFile + "stubs.cue", []byte(text)}}, files...)
+			use = append([]file{{stubsFile, []byte(text)}}, files...)
 		}
 		v, errs := attempt(req, use)
 		bad := map[string]bool{}
@@ -279,7 +285,7 @@ func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {
 	}
 	inst := bc.NewInstance("", schema)
 	inst.PkgName = packageName
-	for _, f := range append(slices.Clone(files), file{schemaFile + "frame.cue", []byte(frame)}) {
+	for _, f := range append(slices.Clone(files), file{frameFile, []byte(frame)}) {
 		syntax, err := parser.ParseFile(f.Name, f.Data, parser.Version(req.Language))
 		if err != nil {
 			return cue.Value{}, cueerrors.Errors(err)

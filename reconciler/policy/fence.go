@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -83,16 +84,9 @@ func (f fence) other(path []string, n ast.Node) (diag.Finding, bool) {
 	if len(path) == 0 || len(path) == 1 && slices.Contains(namespaced, path[0]) {
 		return diag.Finding{ID: diag.OutsideFence, Path: strings.Join(path, "."), Pos: position(fd.Label.Pos()),
 			Message: "here the label decides whose field it is, so it is written out: no pattern, no computed label",
-			Hint:    fmt.Sprintf("write the name, as in `services: %s: …`", cmp2(f.ns, "<namespace>"))}, true
+			Hint:    fmt.Sprintf("write the name, as in `services: %s: …`", cmp.Or(f.ns, "<namespace>"))}, true
 	}
 	return diag.Finding{}, false
-}
-
-func cmp2(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // value judges what the unit's instance evaluates to, and finds what came in by references and comprehensions. seen
@@ -102,7 +96,7 @@ func (f fence) value(v cue.Value, seen map[string]bool) diag.List {
 	report := func(p []string, v cue.Value) {
 		if dotted := strings.Join(p, "."); !seen[dotted] && !seen[p[0]] {
 			pos := writtenAt(v)
-			if pos.IsZero() || path.Dir(pos.File) != cmp2(f.unit.Dir, ".") {
+			if pos.IsZero() || path.Dir(pos.File) != cmp.Or(f.unit.Dir, ".") {
 				pos = diag.Pos{File: f.unit.Files[0].Name, Line: 1, Column: 1}
 			}
 			findings.Add(f.finding(p, pos))

@@ -117,7 +117,7 @@ func convert(e cueerrors.Error, at sites) diag.Finding {
 	var author, schema []diag.Pos
 	for _, p := range append(e.InputPositions(), e.Position()) {
 		switch q := position(p); {
-		case q.IsZero() || slices.Contains(author, q) || slices.Contains(schema, q):
+		case q.IsZero() || q.File == frameFile || q.File == stubsFile || slices.Contains(author, q) || slices.Contains(schema, q):
 		case isSchema(q):
 			schema = append(schema, q)
 		default:

@@ -150,6 +150,8 @@ func (e *Evaluator) child(ctx context.Context, req request, got func(i int, r re
 	var exit *exec.ExitError
 	said := complaint.String()
 	switch {
+	case errors.As(waited, &exit) && exit.String() == "signal: killed":
+		return why, n, fmt.Errorf("evaluating %s: the child was killed from outside; has this machine run out of memory?", name(req.Units[n]))
 	case errors.As(waited, &exit) && exit.ExitCode() == exitProtocol:
 		return why, n, fmt.Errorf("the evaluation child gave up: %s", clip(said))
 	case strings.Contains(said, "out of memory") || strings.Contains(said, "cannot allocate memory"):

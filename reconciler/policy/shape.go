@@ -29,23 +29,13 @@ func shapeOf(t reflect.Type) *shape {
 		return &shape{elem: shapeOf(t.Elem()), list: true}
 	case reflect.Struct:
 		s := &shape{fields: map[string]*shape{}}
-		for f := range fieldsOf(t) {
+		for f := range t.Fields() {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			s.fields[name] = shapeOf(f.Type)
 		}
 		return s
 	}
 	return &shape{}
-}
-
-func fieldsOf(t reflect.Type) func(func(reflect.StructField) bool) {
-	return func(yield func(reflect.StructField) bool) {
-		for i := range t.NumField() {
-			if !yield(t.Field(i)) {
-				return
-			}
-		}
-	}
 }
 
 // names are the fields a struct knows, sorted.
