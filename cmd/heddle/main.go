@@ -46,7 +46,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		stdout: stdout, stderr: stderr,
 		out: terminal.StyleOf(stdout, os.Getenv), err: terminal.StyleOf(stderr, os.Getenv),
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	root := c.root()
 	root.SetArgs(args)

@@ -3,12 +3,14 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -163,7 +165,7 @@ func TestJSON(t *testing.T) {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "repo", "services", "example", "broken.cue"), []byte("package policy\n\n{"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "repo", "services", "shop", "broken.cue"), []byte("package policy\n\n{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	// The code is the same for every format, and every format has the finding.
@@ -234,5 +236,32 @@ func TestFaults(t *testing.T) {
 		if r.code != c.code || r.stdout != "" || !strings.HasPrefix(first, "error: ") || !strings.Contains(r.stderr, c.want) {
 			t.Errorf("%v: %+v", c.args, r)
 		}
+	}
+}
+
+// `heddle policy init` writes what policy-repo-template shows, to the byte.
+func TestScaffold(t *testing.T) {
+	template := filepath.Join("..", "..", "policy-repo-template")
+	dir := t.TempDir()
+	if r := heddle(t, dir, nil, "policy", "init", "repo"); r.code != exitOK {
+		t.Fatalf("%+v", r)
+	}
+	read := func(root string) map[string]string {
+		files := map[string]string{}
+		err := fs.WalkDir(os.DirFS(root), ".", func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			b, err := os.ReadFile(filepath.Join(root, name))
+			files[name] = string(b)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	if diff := cmp.Diff(read(template), read(filepath.Join(dir, "repo"))); diff != "" {
+		t.Errorf("policy-repo-template differs from what is written (-template +written):\n%s", diff)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/published"
+	"github.com/heddle-mesh/heddle/internal/flagenv"
 	"github.com/heddle-mesh/heddle/internal/pinned"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
@@ -69,8 +70,8 @@ where every user of the machine can read it. It is printed on stdout, alone.`,
 	c.stateFlag(create)
 	c.outputFlag(create, "table", "json")
 	for flag, of := range map[string]func(*mesh.Mesh) []string{"workload": workloadNames, "service": serviceNames} {
-		err := create.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return c.names(of), cobra.ShellCompDirectiveNoFileComp
+		err := create.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return c.names(cmd, of), cobra.ShellCompDirectiveNoFileComp
 		})
 		if err != nil {
 			panic(err) // the flag was not defined: a fault of this program
@@ -224,16 +225,19 @@ func (c *cli) helpFinding(id string) error {
 
 // completeServices completes the first n arguments with services.
 func (c *cli) completeServices(n int) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) >= n {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return c.names(serviceNames), cobra.ShellCompDirectiveNoFileComp
+		return c.names(cmd, serviceNames), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
 // names reads names from the newest release on disk: cheap, and without any program running.
-func (c *cli) names(of func(*mesh.Mesh) []string) []string {
+func (c *cli) names(cmd *cobra.Command, of func(*mesh.Mesh) []string) []string {
+	if flagenv.Apply(cmd.Flags()) != nil {
+		return nil
+	}
 	r, err := published.Open(c.state)
 	if err != nil {
 		return nil

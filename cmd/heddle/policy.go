@@ -128,7 +128,12 @@ func workTree(ctx context.Context, dir string) (map[string][]byte, diag.List, er
 				Hint: "keep what is not policy in another repository"})
 			continue
 		}
-		if total += info.Size(); total > maxTree || len(files) >= maxFiles {
+		if len(files) >= maxFiles {
+			findings.Add(diag.Finding{ID: diag.TooManyFiles, Message: fmt.Sprintf("the directory holds more than %d files", maxFiles),
+				Hint: "keep what is not policy in another repository, or ignore it with .gitignore"})
+			break
+		}
+		if total += info.Size(); total > maxTree {
 			findings.Add(diag.Finding{ID: diag.TreeTooLarge, Message: "the directory holds more than a policy repository may",
 				Hint: "keep what is not policy in another repository, or ignore it with .gitignore"})
 			break

@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// scaffold is the repository that `heddle policy init` writes, but for the vendored schema.
+// scaffold is the repository that `heddle policy init` writes: policy-repo-template but for the vendored schema, which
+// is embedded already. A test keeps the two the same.
 //
 //go:embed all:scaffold
 var scaffold embed.FS

@@ -132,7 +132,11 @@ func (c *cli) printStatus(r *statusReport) error {
 		field("Serving", fmt.Sprintf("%s %q (%s), epoch %d, behaviour %s", short(a.Commit), terminal.Clean(a.Subject),
 			terminal.Clean(person(a.Author)), a.Epoch, a.Behaviour.Short()))
 		if r.Reachable {
-			field("Sidecars", fmt.Sprintf("%d/%d acknowledged", r.Push.Acked, r.Push.Total))
+			acked := fmt.Sprintf("%d/%d acknowledged", r.Push.Acked, r.Push.Total)
+			if r.Push.ControlPlanes == 0 {
+				acked = c.out.Paint(terminal.Warning, c.out.Glyph(terminal.Warning)+" "+acked+", as last reported: no control plane is connected")
+			}
+			field("Sidecars", acked)
 		} else {
 			field("As of", fmt.Sprintf("%s ago, from disk: the reconciler does not answer", since(r.AsOf)))
 		}

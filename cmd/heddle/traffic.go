@@ -120,8 +120,8 @@ denied the line that says so. Success of no requests is no number.`,
 	cmd.Flags().StringVar(&to, "to", "", "only calls of this `service`")
 	cmd.Flags().StringVar(&from, "from", "", "only calls by this `service`")
 	for _, flag := range []string{"to", "from"} {
-		err := cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return c.names(serviceNames), cobra.ShellCompDirectiveNoFileComp
+		err := cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return c.names(cmd, serviceNames), cobra.ShellCompDirectiveNoFileComp
 		})
 		if err != nil {
 			panic(err) // the flag was not defined: a fault of this program

@@ -12,6 +12,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/up"
 	"github.com/heddle-mesh/heddle/examples"
 	"github.com/heddle-mesh/heddle/internal/durable"
+	"github.com/heddle-mesh/heddle/internal/flagenv"
 )
 
 func (c *cli) upCommand() *cobra.Command {
@@ -75,8 +76,11 @@ sidecar, web-1-proxy. "heddle up" starts it again.`,
 		Example: `  heddle up kill controlplane
   heddle up kill web-1-proxy`,
 		Args: argsBetween(1, 1),
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		ValidArgsFunction: func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 			var names []string
+			if flagenv.Apply(cmd.Flags()) != nil {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
 			if f, err := up.ReadFile(c.state); err == nil {
 				for _, p := range f.Processes {
 					names = append(names, p.Name)
