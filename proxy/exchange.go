@@ -12,6 +12,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/proxy/http1"
 	"github.com/heddle-mesh/heddle/proxy/l4"
+	"github.com/heddle-mesh/heddle/proxy/observe"
 	"github.com/heddle-mesh/heddle/proxy/upstream"
 	"github.com/heddle-mesh/heddle/schema/decide"
 )
@@ -192,6 +193,48 @@ func room(b *l4.Buffer, r, w int) (*l4.Buffer, int, int) {
 		b = big
 	}
 	return b, r, w
+}
+
+// handler is a stack's part of a connection that carries requests.
+type handler interface {
+	request(ctx context.Context, x *exchange, head []byte) (keep bool)
+	series() *observe.TCP
+}
+
+// requests serves requests until the connection ends.
+func (s *session) requests(ctx context.Context, h handler) {
+	opened := time.Now()
+	var tcp *observe.TCP
+	var read, written int64
+	for keep := true; keep; {
+		head, err := s.next()
+		if err != nil {
+			s.unreadable(err)
+			break
+		}
+		x := borrowExchange()
+		keep = h.request(ctx, x, head)
+		x.release()
+		if tcp == nil {
+			if tcp = h.series(); tcp != nil {
+				tcp.Open()
+			}
+		}
+		if tcp != nil {
+			read, written = count(tcp, s.Conn, read, written)
+		}
+	}
+	if tcp != nil {
+		tcp.Close("", time.Since(opened), false, false)
+	}
+}
+
+// count adds what a connection read and wrote since the last time.
+func count(t *observe.TCP, c *l4.Conn, read, written int64) (int64, int64) {
+	r, w := c.Bytes()
+	t.Read(int(r - read))
+	t.Write(int(w - written))
+	return r, w
 }
 
 // connector is what a stack knows of the way to the upstream.
@@ -455,6 +498,8 @@ func (s *session) gone(x *exchange) bool {
 
 // broken ends an exchange that failed upstream, or by its deadline: with an answer of our own where none has started,
 // else so that the client does not take what it got for all.
+//
+//go:noinline
 func (s *session) broken(x *exchange, err error) (keep bool) {
 	late := !x.deadline.IsZero() && l4.Timeout(err) && !time.Now().Before(x.deadline)
 	var cause error
@@ -483,6 +528,8 @@ func (s *session) broken(x *exchange, err error) (keep bool) {
 }
 
 // unreadable ends a connection on which no request head could be read.
+//
+//go:noinline
 func (s *session) unreadable(err error) {
 	x := borrowExchange()
 	defer x.release()
@@ -519,6 +566,8 @@ func (s *session) malformed(x *exchange, err error) bool {
 func (s *session) fail(x *exchange, f *failure) bool { return s.answer(x, f, nil) }
 
 // answer sends a response of the proxy's own. The connection is kept where the whole request was read.
+//
+//go:noinline
 func (s *session) answer(x *exchange, f *failure, extra []byte) (keep bool) {
 	if x.keepAlive && !x.body.Done() && s.buf != nil {
 		if n, err := x.body.Feed(s.buf.B[s.r:s.w]); err == nil {
@@ -589,6 +638,8 @@ func statusText(status int) string {
 }
 
 // upgrade turns the exchange into a tunnel after a 101, until both ends have closed.
+//
+//go:noinline
 func (s *session) upgrade(x *exchange, via connector, w way) {
 	x.status, x.whole, x.started = 101, true, true
 	x.back = x.res.Append(x.back[:0], nil, false, w.fromApp)

@@ -249,40 +249,17 @@ func (in *Inbound) serveHTTP(ctx context.Context, c *client, name string, b *l4.
 	if c.peer != "" {
 		h.extra = clientIdentity(in.Identity.Load(), c)
 	}
-	opened := time.Now()
-	var tcp *observe.TCP
-	var read, written int64
-	for {
-		head, err := h.next()
-		if err != nil {
-			h.unreadable(err)
-			break
-		}
-		x := borrowExchange()
-		keep := h.request(ctx, x, head)
-		x.release()
-		if tcp == nil && h.port != nil {
-			tcp = in.Metrics.TCP(inboundKey(c, h.port))
-			tcp.Open()
-		}
-		if tcp != nil {
-			read, written = count(tcp, c.Conn, read, written)
-		}
-		if !keep {
-			break
-		}
-	}
-	if tcp != nil {
-		tcp.Close("", time.Since(opened), false, false)
-	}
+	h.requests(ctx, h)
 }
 
-// count adds what a connection read and wrote since the last time.
-func count(t *observe.TCP, c *l4.Conn, read, written int64) (int64, int64) {
-	r, w := c.Bytes()
-	t.Read(int(r - read))
-	t.Write(int(w - written))
-	return r, w
+// series is the connection's own, once it is known what it is for; else nil.
+//
+//go:noinline
+func (h *inboundHTTP) series() *observe.TCP {
+	if h.port == nil {
+		return nil
+	}
+	return h.in.Metrics.TCP(inboundKey(h.client, h.port))
 }
 
 // clientIdentity is what the application is told about a caller that proved who it is.
@@ -298,50 +275,76 @@ func clientIdentity(own *identity.Material, c *client) []byte {
 	return append(b, "\r\n"...)
 }
 
-// request is one request, from its head to the end of its response. It reports whether the connection goes on.
+// request is one request, from its head to the end of its response. It reports whether the connection goes on. What
+// needs much stack is in methods of its own, here and in the outbound stack: a stack that never grew past 4 KiB is what
+// makes an idle connection cheap.
 func (h *inboundHTTP) request(ctx context.Context, x *exchange, head []byte) (keep bool) {
 	if err := x.req.Parse(head); err != nil {
 		x.blank()
 		return h.malformed(x, err)
 	}
-	now := time.Now()
-	x.begin(h.peer, now)
+	x.begin(h.peer, time.Now())
 	if pl := h.in.Current.Load(); pl != h.pl {
 		h.pl, h.port, h.app = pl, pl.InboundByName(h.name), nil
 		if h.port != nil {
 			h.app = h.in.Transport.App(h.port.App)
 		}
 	}
-	port := h.port
-	switch {
-	case port == nil && h.pl.TrustDomain == "":
-		return h.refuse(x, &failure{503, "no-policy", "this workload has no policy yet, and nothing is allowed without; " +
-			"ask `heddle proxies` whether it reaches a control plane"})
-	case port == nil:
-		return h.refuse(x, &failure{403, "unknown-port", "the service has no port " + h.name})
-	case !carriesHTTP(port):
-		return h.refuse(x, &failure{403, "not-http", "port " + h.name + " is declared " + string(port.Port.Protocol)})
-	case h.peer == "" && port.Port.MTLS != mesh.Permissive:
-		return h.refuse(x, &failure{403, "mtls-required", "port " + h.name + " takes mutual TLS only"})
-	case x.req.Connect:
-		return h.refuse(x, &failure{405, "connect", "CONNECT ends at the client's own sidecar"})
-	case port.Port.CanonicalPaths && !decide.CanonicalPath(x.ask.Path):
-		return h.refuse(x, &failure{400, "non-canonical-path", "rules of this service judge by path, so a path must be canonical: " +
-			"no empty or dot segments, no escaped slash, backslash, dot or NUL"})
+	if f := h.impossible(x); f != nil {
+		return h.refuse(x, f)
 	}
-	key := inboundKey(h.client, port)
-	v := h.pl.Authorize(port, &x.ask, now)
-	h.in.Metrics.Authz(key, v.Rule, v.Allowed, false)
-	if !v.Allowed {
-		return h.denied(x, v.Rule, now)
+	if rule, allowed := h.authorize(x); !allowed {
+		return h.denied(x, rule)
 	}
-	m := h.in.Metrics.HTTP(key)
-	m.Request()
+	m := h.count()
 	keep = h.forward(ctx, x, h, way{extra: h.extra, upgrade: true, fromApp: true})
-	m.Response(x.status, x.whole && x.status < 500, time.Since(now))
+	m.Response(x.status, x.whole && x.status < 500, time.Since(x.start))
 	return keep
 }
 
+// impossible is why a request cannot even be judged; nil where it can.
+//
+//go:noinline
+func (h *inboundHTTP) impossible(x *exchange) *failure {
+	port := h.port
+	switch {
+	case port == nil && h.pl.TrustDomain == "":
+		return &failure{503, "no-policy", "this workload has no policy yet, and nothing is allowed without; " +
+			"ask `heddle proxies` whether it reaches a control plane"}
+	case port == nil:
+		return &failure{403, "unknown-port", "the service has no port " + h.name}
+	case !carriesHTTP(port):
+		return &failure{403, "not-http", "port " + h.name + " is declared " + string(port.Port.Protocol)}
+	case h.peer == "" && port.Port.MTLS != mesh.Permissive:
+		return &failure{403, "mtls-required", "port " + h.name + " takes mutual TLS only"}
+	case x.req.Connect:
+		return &failure{405, "connect", "CONNECT ends at the client's own sidecar"}
+	case port.Port.CanonicalPaths && !decide.CanonicalPath(x.ask.Path):
+		return &failure{400, "non-canonical-path", "rules of this service judge by path, so a path must be canonical: " +
+			"no empty or dot segments, no escaped slash, backslash, dot or NUL"}
+	}
+	return nil
+}
+
+// authorize judges a request by the policy of now, and counts the verdict.
+//
+//go:noinline
+func (h *inboundHTTP) authorize(x *exchange) (rule string, allowed bool) {
+	v := h.pl.Authorize(h.port, &x.ask, x.start)
+	h.in.Metrics.Authz(inboundKey(h.client, h.port), v.Rule, v.Allowed, false)
+	return v.Rule, v.Allowed
+}
+
+// count counts a request that is sent on.
+//
+//go:noinline
+func (h *inboundHTTP) count() *observe.HTTP {
+	m := h.in.Metrics.HTTP(inboundKey(h.client, h.port))
+	m.Request()
+	return m
+}
+
+//go:noinline
 func (h *inboundHTTP) refuse(x *exchange, f *failure) bool {
 	h.in.Metrics.Error(observe.Inbound, false, f.reason)
 	return h.fail(x, f)
@@ -349,7 +352,9 @@ func (h *inboundHTTP) refuse(x *exchange, f *failure) bool {
 
 // denied answers a request that policy does not allow: with rule, commit and line to a peer of the mesh, with an id that
 // only this sidecar's log can explain to a stranger (decisions.md, 19).
-func (h *inboundHTTP) denied(x *exchange, rule string, now time.Time) bool {
+//
+//go:noinline
+func (h *inboundHTTP) denied(x *exchange, rule string) bool {
 	d := denial{denialKey: denialKey{rule, h.peer}, commit: h.pl.Commit, pos: h.pl.Origin(rule)}
 	f := &failure{status: 403, reason: "denied"}
 	var extra []byte
@@ -361,7 +366,7 @@ func (h *inboundHTTP) denied(x *exchange, rule string, now time.Time) bool {
 		extra = []byte("heddle-id: " + d.id + "\r\n")
 		f.text = "denied; the operator of this service can look up " + d.id
 	}
-	h.in.denials.note(h.log, now, d)
+	h.in.denials.note(h.log, x.start, d)
 	return h.answer(x, f, extra)
 }
 

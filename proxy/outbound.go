@@ -181,32 +181,17 @@ type outboundHTTP struct {
 // serveHTTP serves requests until the connection ends. The bytes of b that were read already come first.
 func (o *Outbound) serveHTTP(ctx context.Context, c *client, to destination, b *l4.Buffer, n int) {
 	h := &outboundHTTP{session: session{client: c, buf: b, w: n}, out: o, log: zerolog.Ctx(ctx), to: to}
-	opened := time.Now()
-	var tcp *observe.TCP
-	var read, written int64
-	for {
-		head, err := h.next()
-		if err != nil {
-			h.unreadable(err)
-			break
-		}
-		x := borrowExchange()
-		keep := h.request(ctx, x, head)
-		x.release()
-		if tcp == nil && h.u != nil && h.u.State == pipeline.Known {
-			tcp = o.Metrics.TCP(outboundKey(h.u, ""))
-			tcp.Open()
-		}
-		if tcp != nil {
-			read, written = count(tcp, c.Conn, read, written)
-		}
-		if !keep {
-			break
-		}
+	h.requests(ctx, h)
+}
+
+// series is the connection's own, once it is known what it is for; else nil.
+//
+//go:noinline
+func (h *outboundHTTP) series() *observe.TCP {
+	if h.u == nil || h.u.State != pipeline.Known {
+		return nil
 	}
-	if tcp != nil {
-		tcp.Close("", time.Since(opened), false, false)
-	}
+	return h.out.Metrics.TCP(outboundKey(h.u, ""))
 }
 
 // outboundKey is the labels of what the application does to an upstream, proven by peer.
@@ -231,50 +216,75 @@ func (h *outboundHTTP) request(ctx context.Context, x *exchange, head []byte) (k
 		x.blank()
 		return h.malformed(x, err)
 	}
-	now := time.Now()
-	x.begin("", now)
+	x.begin("", time.Now())
 	h.route, h.target, h.ep, h.failed, h.m = nil, nil, nil, nil, nil
 	h.pl, h.u = h.out.resolve(ctx, &h.to, x.req.Authority)
-	if f, extra := refusal(h.pl, h.u, x.req.Authority); f != nil {
-		if h.u.State == pipeline.Refused {
-			h.out.Metrics.Refused(outboundKey(h.u, ""), h.u.Refusal.Rule)
-		}
-		h.out.Metrics.Error(observe.Outbound, false, f.reason)
-		return h.answer(x, f, extra)
-	}
-	http := h.u.Protocol == mesh.HTTP1 || h.u.Protocol == mesh.Detect
 	switch {
+	case h.u.State != pipeline.Known:
+		return h.nowhere(x)
 	case x.req.Connect:
 		return h.connectTunnel(ctx, x)
-	case !http:
-		return h.refuse(x, &failure{400, "not-http", "port " + h.u.PortName + " of " + string(h.u.Service) + " is declared " + string(h.u.Protocol) +
-			"; use CONNECT, or a listener (heddle-proxy run --listen)"})
 	}
-	route, ok := h.u.Match(&x.ask)
-	if !ok {
-		return h.refuse(x, &failure{404, "no-route", "no route of " + h.u.Authority + " matches this request"})
-	}
-	if h.target = h.u; route != nil {
-		h.route = route
-		i := decide.PickBackend(route.Route, rand.Uint64(), func(i int) bool { return route.Upstreams[i].Cluster.Len() > 0 })
-		if i < 0 {
-			h.target = nil
-			return h.refuse(x, &failure{503, "no-endpoints", "no backend of " + route.ID + " that has weight has an endpoint; ask `heddle proxies`"})
-		}
-		h.target = route.Upstreams[i]
-		if t := route.Timeouts.Request; t > 0 {
-			x.deadline = now.Add(t)
-		}
+	if f := h.choose(x); f != nil {
+		return h.refuse(x, f)
 	}
 	keep = h.forward(ctx, x, h, way{upgrade: true})
 	if h.m == nil { // nobody answered
-		h.m = h.out.Metrics.HTTP(h.key(""))
-		h.m.Request()
+		h.count("")
 	}
-	h.m.Response(x.status, x.whole && x.status < 500, time.Since(now))
+	h.m.Response(x.status, x.whole && x.status < 500, time.Since(x.start))
 	return keep
 }
 
+// nowhere answers a request whose destination is not known.
+//
+//go:noinline
+func (h *outboundHTTP) nowhere(x *exchange) bool {
+	f, extra := refusal(h.pl, h.u, x.req.Authority)
+	if h.u.State == pipeline.Refused {
+		h.out.Metrics.Refused(outboundKey(h.u, ""), h.u.Refusal.Rule)
+	}
+	h.out.Metrics.Error(observe.Outbound, false, f.reason)
+	return h.answer(x, f, extra)
+}
+
+// choose finds the route of a request and the service it goes to.
+//
+//go:noinline
+func (h *outboundHTTP) choose(x *exchange) *failure {
+	if h.u.Protocol != mesh.HTTP1 && h.u.Protocol != mesh.Detect {
+		return &failure{400, "not-http", "port " + h.u.PortName + " of " + string(h.u.Service) + " is declared " + string(h.u.Protocol) +
+			"; use CONNECT, or a listener (heddle-proxy run --listen)"}
+	}
+	route, ok := h.u.Match(&x.ask)
+	if !ok {
+		return &failure{404, "no-route", "no route of " + h.u.Authority + " matches this request"}
+	}
+	if h.target = h.u; route == nil {
+		return nil
+	}
+	h.route = route
+	i := decide.PickBackend(route.Route, rand.Uint64(), func(i int) bool { return route.Upstreams[i].Cluster.Len() > 0 })
+	if i < 0 {
+		h.target = nil
+		return &failure{503, "no-endpoints", "no backend of " + route.ID + " that has weight has an endpoint; ask `heddle proxies`"}
+	}
+	h.target = route.Upstreams[i]
+	if t := route.Timeouts.Request; t > 0 {
+		x.deadline = x.start.Add(t)
+	}
+	return nil
+}
+
+// count counts a request that was sent on.
+//
+//go:noinline
+func (h *outboundHTTP) count(peer string) {
+	h.m = h.out.Metrics.HTTP(h.key(peer))
+	h.m.Request()
+}
+
+//go:noinline
 func (h *outboundHTTP) refuse(x *exchange, f *failure) bool {
 	h.out.Metrics.Error(observe.Outbound, false, f.reason)
 	return h.fail(x, f)
@@ -298,6 +308,13 @@ func (h *outboundHTTP) connect(ctx context.Context, x *exchange, again bool) (*u
 			break
 		}
 	}
+	return nil, h.unconnected(ctx, x, err)
+}
+
+// unconnected is the answer where no endpoint could be connected to.
+//
+//go:noinline
+func (h *outboundHTTP) unconnected(ctx context.Context, x *exchange, err error) *failure {
 	f := &failure{502, "connect-failed", "no endpoint of " + string(h.target.Service) + " accepts connections"}
 	switch {
 	case err == errNoEndpoint:
@@ -309,7 +326,7 @@ func (h *outboundHTTP) connect(ctx context.Context, x *exchange, again bool) (*u
 	}
 	h.log.Debug().Str("component", "outbound").Str("backend", string(h.target.Service)).Err(err).Msg("no connection")
 	h.out.Metrics.Error(observe.Outbound, false, f.reason)
-	return nil, f
+	return f
 }
 
 var errNoEndpoint = errors.New("no endpoint")
@@ -349,8 +366,7 @@ func (o *Outbound) dialled(ctx context.Context, cl *pipeline.Cluster, ep *pipeli
 func (h *outboundHTTP) answered(x *exchange, now time.Time) {
 	h.ep.Done(now, now.Sub(x.sent))
 	h.ep = nil
-	h.m = h.out.Metrics.HTTP(h.key(string(x.up.Peer)))
-	h.m.Request()
+	h.count(string(x.up.Peer))
 }
 
 func (h *outboundHTTP) lost(*exchange) {
@@ -376,6 +392,8 @@ func (o *Outbound) stands(d destination) func() bool {
 }
 
 // connectTunnel answers CONNECT to a port that carries bytes.
+//
+//go:noinline
 func (h *outboundHTTP) connectTunnel(ctx context.Context, x *exchange) (keep bool) {
 	x.keepAlive = false
 	if h.to.service != "" || h.u.Protocol == mesh.HTTP1 {
