@@ -161,8 +161,13 @@ func EdgeColumns() []terminal.Column {
 // EdgeRow is an edge as a row of a table: from, to, secured, requests, success, p50, p99, denied, rule. places has the
 // file:line of rules.
 func EdgeRow(e observe.Edge, places map[string]string) (terminal.Mark, []string) {
-	mark, denied, rule := terminal.Fine, "", ""
-	if !e.MTLS {
+	mark, denied, rule, secured := terminal.Fine, "", "", "none"
+	switch {
+	case e.MTLS:
+		secured = "mTLS"
+	case e.RequestsPerSecond == 0 && e.DeniedPerSecond > 0:
+		secured = "" // it was refused before there was a connection to secure
+	default:
 		mark = terminal.Warning
 	}
 	if e.Success != nil && *e.Success < 0.99 {
@@ -173,10 +178,6 @@ func EdgeRow(e observe.Edge, places map[string]string) (terminal.Mark, []string)
 		if place := places[e.Rule]; place != "" {
 			rule = place
 		}
-	}
-	secured := "none"
-	if e.MTLS {
-		secured = "mTLS"
 	}
 	success, p50, p99 := "", millis(e.P50), millis(e.P99)
 	if e.Success != nil {

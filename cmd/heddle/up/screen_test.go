@@ -45,6 +45,8 @@ func TestEdgeRow(t *testing.T) {
 		{"plaintext is marked", observe.Edge{From: "", To: "a/c"}, terminal.Warning, "(outside)|a/c|none|0.0|||||"},
 		{"a denial has its line", observe.Edge{From: "spiffe://td/ns/a/sa/b", To: "a/c", MTLS: true, DeniedPerSecond: 2, Rule: "r"},
 			terminal.Trouble, "a/b|a/c|mTLS|0.0||||2.0|c.cue:3"},
+		{"what was never sent has no security", observe.Edge{From: "a/b", To: "a/c", DeniedPerSecond: 2, Rule: "r"},
+			terminal.Trouble, "a/b|a/c||0.0||||2.0|c.cue:3"},
 		{"or its rule", observe.Edge{From: "a/b", To: "a/c", MTLS: true, DeniedPerSecond: 2, Rule: "s"},
 			terminal.Trouble, "a/b|a/c|mTLS|0.0||||2.0|s"},
 	} {
