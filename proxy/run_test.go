@@ -143,7 +143,7 @@ func TestRunNewWorkload(t *testing.T) {
 		{"GET", "/live", "", nil, 200, "live"},
 		{"GET", "/ready", "", nil, 503, "waiting for the first enrolment of workload shop/web-1"},
 		{"GET", "/metrics", "", nil, 200, "heddle_control_plane_connected 0\n"},
-		{"GET", "/config", "", nil, 200, `"waiting": "waiting for the first enrolment`},
+		{"GET", "/config", "", nil, 200, `"says": "waiting for the first enrolment`},
 		{"GET", "/log-level", "", nil, 200, level.String()},
 		{"PUT", "/log-level", "error", nil, 200, "error"},
 		{"GET", "/log-level", "", nil, 200, "error"},

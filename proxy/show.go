@@ -12,29 +12,35 @@ import (
 	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
-// ready returns "" when the sidecar is certified and configured, else what it waits for.
-func (s *sidecar) ready() string {
+// ready reports whether the sidecar is certified and configured, and says what it waits for or what it serves from.
+func (s *sidecar) ready() (ok bool, says string) {
 	select {
 	case <-s.draining:
-		return "draining"
+		return false, "draining"
 	default:
 	}
-	st := s.client.Status()
-	why := ""
+	st, p, now := s.client.Status(), s.current.Load(), time.Now()
 	switch err := s.source.Valid(); {
 	case errors.Is(err, identity.ErrNone):
-		why = "waiting for " + st.Waiting
+		says = "waiting for " + st.Waiting
 	case err != nil:
-		why = err.Error()
-	case s.current.Load().TrustDomain == "":
-		why = "certified; waiting for the first config"
+		says = err.Error()
+	case p.TrustDomain == "":
+		says = "certified; waiting for the first config"
 	default:
-		return ""
+		says, ok = "commit "+p.Commit, true
+		if st.Connected {
+			return true, says
+		}
+		says += fmt.Sprintf(", last confirmed %v ago; no control plane", now.Sub(p.ConfirmedAt()).Truncate(time.Second))
+		if p.Stale(now) {
+			says += "; too old to be believed, so that identities are allowed nothing"
+		}
 	}
 	if st.Error != "" {
-		why += ": " + st.Error
+		says += ": " + st.Error
 	}
-	return why
+	return ok, says
 }
 
 // collect writes what is known of identity and config.
@@ -73,7 +79,8 @@ type effective struct {
 	TrustDomain string           `json:"trustDomain,omitempty"`
 	MeshAddress string           `json:"meshAddress"`
 	Ready       bool             `json:"ready"`
-	Waiting     string           `json:"waiting,omitempty"`
+	// Says is what the sidecar waits for or serves from, in one line.
+	Says string `json:"says"`
 
 	Epoch     uint64    `json:"epoch"`
 	Commit    string    `json:"commit,omitempty"`
@@ -140,11 +147,11 @@ func (s *sidecar) effective(now time.Time) effective {
 	p, st := s.current.Load(), s.client.Status()
 	e := effective{
 		APIVersion: "heddle/v1", Version: s.Version, Workload: st.Workload, Service: st.Service, TrustDomain: p.TrustDomain,
-		MeshAddress: s.advertise, Waiting: s.ready(),
-		Epoch: p.Epoch, Commit: p.Commit, AppliedAt: p.AppliedAt, ConfirmedAt: p.ConfirmedAt(), Stale: p.Stale(now),
+		MeshAddress: s.advertise,
+		Epoch:       p.Epoch, Commit: p.Commit, AppliedAt: p.AppliedAt, ConfirmedAt: p.ConfirmedAt(), Stale: p.Stale(now),
 		ControlPlane: st, Listeners: []shownAddress{}, Inbound: []shownPort{}, Upstreams: []shownTarget{},
 	}
-	e.Ready = e.Waiting == ""
+	e.Ready, e.Says = s.ready()
 	if !e.ConfirmedAt.IsZero() {
 		e.AgeSeconds = max(now.Sub(e.ConfirmedAt).Seconds(), 0)
 	}

@@ -24,8 +24,8 @@ import (
 // Options are what the port shows. All are required.
 type Options struct {
 	Metrics *observe.Registry
-	// Ready returns "" when the sidecar serves, else what it waits for, in one line.
-	Ready func() string
+	// Ready reports whether the sidecar serves, and says in one line what it waits for or serves from.
+	Ready func() (ok bool, says string)
 	// Config is the effective config, as a value for encoding/json.
 	Config func() any
 	// Shutdown begins the drain; it returns at once.
@@ -37,11 +37,12 @@ func New(o Options) http.Handler {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /live", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "live\n") })
 	m.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
-		if why := o.Ready(); why != "" {
-			http.Error(w, "not ready: "+why, http.StatusServiceUnavailable)
+		ok, says := o.Ready()
+		if !ok {
+			http.Error(w, "not ready: "+says, http.StatusServiceUnavailable)
 			return
 		}
-		io.WriteString(w, "ready\n")
+		fmt.Fprintln(w, "ready: "+says)
 	})
 	m.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", observe.ContentType)

@@ -35,6 +35,8 @@ const (
 	attempt = 10 * time.Second
 	// confirmEvery is how often an unchanged config is written again, so that a restart knows how fresh it is.
 	confirmEvery = time.Minute
+	// warnEvery is how often the coming end of the certificate is told.
+	warnEvery = 10 * time.Minute
 )
 
 // Config is what the sidecar's operator says.
@@ -160,8 +162,11 @@ func (c *Client) Start(ctx context.Context) error {
 		log.Error().Err(err).Msg("the last known good config is not used; traffic waits for the control plane")
 		return nil
 	}
-	log.Info().Str("commit", st.commit).Uint64("epoch", st.epoch).Dur("stale", time.Since(saved).Truncate(time.Second)).
-		Bool("identities_expired", c.Current.Load().Stale(time.Now())).Msg("serving from the last known good config")
+	log.Info().Str("commit", st.commit).Uint64("epoch", st.epoch).Stringer("age", time.Since(saved).Truncate(time.Second)).
+		Msg("serving from the last known good config")
+	if c.Current.Load().Stale(time.Now()) {
+		log.Error().Msg("that config is too old to be believed: identities are allowed nothing until a control plane confirms it")
+	}
 	return nil
 }
 
@@ -208,7 +213,7 @@ func (c *Client) Run(ctx context.Context) error {
 
 func (c *Client) loop(ctx context.Context) {
 	log := zerolog.Ctx(ctx)
-	wait, said := time.Duration(0), ""
+	wait, said, warned := time.Duration(0), "", time.Time{}
 	for {
 		began := time.Now()
 		err := c.once(ctx)
@@ -237,6 +242,9 @@ func (c *Client) loop(ctx context.Context) {
 					log.Warn().Err(err).Str("commit", c.store.commit).Msg("no control plane; the config at hand goes on serving")
 				}
 			}
+			if time.Since(warned) >= warnEvery && c.warnOfExpiry(log) {
+				warned = time.Now()
+			}
 		}
 		select {
 		case <-time.After(wait/2 + time.Duration(float64(wait)/2*mrand.Float64())):
@@ -244,6 +252,25 @@ func (c *Client) loop(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// warnOfExpiry says, from half of the certificate's life on, what comes if no control plane does.
+func (c *Client) warnOfExpiry(log *zerolog.Logger) bool {
+	svid := c.Source.Load().SVID
+	if svid == nil {
+		return false
+	}
+	left := time.Until(svid.NotAfter)
+	switch {
+	case left <= 0:
+		log.Error().Time("until", svid.NotAfter).Msg("the certificate has expired: every connection of the mesh is refused until a control plane renews it")
+	case left < svid.Lifetime()/2:
+		log.Warn().Time("until", svid.NotAfter).Stringer("left", left.Truncate(time.Second)).
+			Msg("the certificate is past half of its life and no control plane renews it; when it ends, connections are refused")
+	default:
+		return false
+	}
+	return true
 }
 
 // once makes sure of an identity, and holds one stream until it ends. The error is never nil.

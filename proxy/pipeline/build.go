@@ -283,18 +283,19 @@ func (b *builder) outbound() error {
 	return nil
 }
 
+// endpoints are the addresses of a service. One that is there twice, as while a workload takes over another's address,
+// counts once.
 func (b *builder) endpoints(s mesh.ServiceName) ([]balance.Address, error) {
-	list := b.config.Endpoints[s]
-	seen := make(map[netip.AddrPort]bool, len(list))
-	for _, a := range list {
-		ip := a.Addr.Addr()
-		switch {
-		case !a.Addr.IsValid(), a.Addr.Port() == 0, ip.IsUnspecified(), ip.IsMulticast():
+	list := make([]balance.Address, 0, len(b.config.Endpoints[s]))
+	seen := make(map[netip.AddrPort]bool, cap(list))
+	for _, a := range b.config.Endpoints[s] {
+		if ip := a.Addr.Addr(); !a.Addr.IsValid() || a.Addr.Port() == 0 || ip.IsUnspecified() || ip.IsMulticast() {
 			return nil, fmt.Errorf("endpoints of %s: %s is no address to connect to", s, a.Addr)
-		case seen[a.Addr]:
-			return nil, fmt.Errorf("endpoints of %s: %s is there twice", s, a.Addr)
 		}
-		seen[a.Addr] = true
+		if !seen[a.Addr] {
+			seen[a.Addr] = true
+			list = append(list, a)
+		}
 	}
 	return list, nil
 }
