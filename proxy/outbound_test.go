@@ -638,3 +638,36 @@ func BenchmarkGET(b *testing.B) {
 		}
 	}
 }
+
+// A pooled connection that the application closes as it is used costs a request only where repeating could do harm.
+func TestStaleConnection(t *testing.T) {
+	w := newWorld(t, application(t, func(c net.Conn, r *bufio.Reader) {
+		if _, _, err := readRequest(r); err == nil {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+		readRequest(r) // the second request is read, and dropped with the connection
+	}), Limits{}, nil)
+	conn := dial(t, w.to("http"))
+	r := bufio.NewReader(conn)
+	pooled := func() bool { return w.inEnv.Transport.App(w.app).Idle() == 1 }
+	for _, c := range []struct {
+		request string
+		status  int
+	}{
+		{getAPI, 200}, // fills the pool
+		{getAPI, 200},
+		{"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", 200},
+		{"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", 502},
+		{"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", 200},
+	} {
+		send(t, conn, c.request)
+		if o, _ := exchangeOf(r, "GET"); o.status != c.status {
+			t.Errorf("%.4s: got %+v, want %d", c.request, o, c.status)
+		}
+		for start := time.Now(); c.status == 200 && !pooled(); time.Sleep(time.Millisecond) {
+			if time.Since(start) > patience {
+				t.Fatal("the connection to the application was not kept")
+			}
+		}
+	}
+}

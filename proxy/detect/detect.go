@@ -42,7 +42,7 @@ func First(b []byte) Protocol {
 		return NeedMore
 	}
 	if b[0] == 0x16 {
-		return tls(b)
+		return hello(b)
 	}
 	if n := min(len(b), len(preface)); string(b[:n]) == preface[:n] && n > len("PRI ") {
 		if n == len(preface) {
@@ -53,8 +53,8 @@ func First(b []byte) Protocol {
 	return http1(b)
 }
 
-// tls: a handshake record of version 3.x with a ClientHello in it.
-func tls(b []byte) Protocol {
+// hello: a handshake record of version 3.x with a ClientHello in it.
+func hello(b []byte) Protocol {
 	for i, c := range b[:min(len(b), 6)] {
 		switch {
 		case i == 1 && c != 3, i == 2 && c > 4, i == 3 && c > 0x40, i == 5 && c != 1:

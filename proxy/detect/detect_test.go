@@ -1,6 +1,11 @@
 package detect
 
-import "testing"
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"testing"
+)
 
 func TestFirst(t *testing.T) {
 	for _, c := range []struct {
@@ -56,6 +61,71 @@ func FuzzFirst(f *testing.F) {
 				t.Fatalf("First(%q) = %v, but of %q it was %v", b[:i], p, b[:i-1], decided)
 			}
 			decided = p
+		}
+	})
+}
+
+func TestServerName(t *testing.T) {
+	hello := clientHello(t, "api.shop.heddle.invalid")
+	for n := range hello {
+		if name, whole := ServerName(hello[:n]); whole || name != "" {
+			t.Fatalf("%d of %d bytes give %q, %v", n, len(hello), name, whole)
+		}
+	}
+	if name, whole := ServerName(append(hello, "more"...)); name != "api.shop.heddle.invalid" || !whole {
+		t.Errorf("got %q, %v", name, whole)
+	}
+	if First(hello) != TLS {
+		t.Error("a ClientHello is not TLS")
+	}
+	if name, whole := ServerName(clientHello(t, "")); name != "" || !whole {
+		t.Errorf("a hello without a name has %q, %v", name, whole)
+	}
+}
+
+// clientHello is the first record that crypto/tls sends.
+func clientHello(t testing.TB, name string) []byte {
+	c, s := net.Pipe()
+	defer c.Close()
+	defer s.Close()
+	go tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
+	head := make([]byte, 5)
+	if _, err := io.ReadFull(s, head); err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, int(head[3])<<8|int(head[4]))
+	if _, err := io.ReadFull(s, body); err != nil {
+		t.Fatal(err)
+	}
+	return append(head, body...)
+}
+
+// ServerName agrees with crypto/tls on every hello that crypto/tls takes.
+func FuzzServerName(f *testing.F) {
+	f.Add(clientHello(f, "api.shop.heddle.invalid"))
+	f.Add(clientHello(f, ""))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		name, whole := ServerName(b)
+		if !whole || len(b) != 5+int(b[3])<<8+int(b[4]) {
+			return
+		}
+		var std *string
+		c, s := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			tls.Server(s, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+				std = &h.ServerName
+				return nil, io.EOF
+			}}).Handshake()
+			s.Close()
+		}()
+		go io.Copy(io.Discard, c) // alerts
+		c.Write(b)
+		c.Close()
+		<-done
+		if std != nil && *std != name && *std != "" {
+			t.Fatalf("%q: %q, for crypto/tls %q", b, name, *std)
 		}
 	})
 }

@@ -15,11 +15,11 @@ func ServerName(b []byte) (name string, whole bool) {
 	if typ, ok := r.take(1); !ok || typ[0] != 1 {
 		return "", true
 	}
-	hello, ok := r.vector(3)
+	msg, ok := r.vector(3)
 	if !ok {
 		return "", true
 	}
-	r = hello
+	r = msg
 	r.take(2 + 32) // version, random
 	r.vector(1)    // session id
 	r.vector(2)    // cipher suites
