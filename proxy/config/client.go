@@ -162,7 +162,7 @@ func (c *Client) Start(ctx context.Context) error {
 		log.Error().Err(err).Msg("the last known good config is not used; traffic waits for the control plane")
 		return nil
 	}
-	log.Info().Str("commit", st.commit).Uint64("epoch", st.epoch).Stringer("age", time.Since(saved).Truncate(time.Second)).
+	log.Info().Str("commit", st.commit).Uint64("epoch", st.epoch).Stringer("stale", time.Since(saved).Truncate(time.Second)).
 		Msg("serving from the last known good config")
 	if c.Current.Load().Stale(time.Now()) {
 		log.Error().Msg("that config is too old to be believed: identities are allowed nothing until a control plane confirms it")
