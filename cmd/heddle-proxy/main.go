@@ -76,7 +76,7 @@ func report(stderr io.Writer, err error) int {
 	case errors.As(err, &config):
 		exit, try = exitUsage, "heddle-proxy run --help"
 	case errors.Is(err, identity.ErrNoToken):
-		exit, try = exitUsage, "heddle token NAMESPACE/WORKLOAD --service NAMESPACE/SERVICE > token, beside the control plane"
+		exit, try = exitUsage, "heddle token create --workload NAMESPACE/NAME --service NAMESPACE/NAME > token, beside the control plane"
 	case errors.Is(err, durable.ErrLocked):
 		try = "stop the other sidecar, or use another --state"
 	case errors.Is(err, fs.ErrPermission):
@@ -150,7 +150,7 @@ func runCommand(stderr io.Writer, started *bool) *cobra.Command {
 		Long: `Run the sidecar of one workload, until SIGTERM or SIGINT; then it stops accepting and waits for what is
 under way. A second signal does not wait.
 
-The first start on a host needs a join token, which names the workload and its service; "heddle token" makes
+The first start on a host needs a join token, which names the workload and its service; "heddle token create" makes
 one, beside the control plane. It registers this host's key, and is not needed again. Identity and the last
 config are kept in the state directory, so that a restart serves without a control plane. Until the first
 config has come, every connection is refused.

@@ -39,7 +39,7 @@ func TestExitCodes(t *testing.T) {
 		{"listener", with("--listen", "ledger=1"), nil, 2, "", "shop/ledger:tcp=127.0.0.1:5432"},
 		{"application twice", with("--app", "http=127.0.0.1:1,http=127.0.0.1:2"), nil, 2, "", "given twice"},
 		{"application without name", with("--app", "127.0.0.1:1"), nil, 2, "", "NAME=HOST:PORT"},
-		{"no token", with(), nil, 2, "", "heddle token NAMESPACE/WORKLOAD"},
+		{"no token", with(), nil, 2, "", "heddle token create --workload"},
 		{"no such directory", with("--state", "/dev/null/x"), nil, 3, "", "state directory"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

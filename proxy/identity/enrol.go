@@ -43,7 +43,7 @@ type Token struct {
 func ParseToken(s string) (*Token, error) {
 	enc, ok := strings.CutPrefix(strings.TrimSpace(s), tokenPrefix)
 	if !ok {
-		return nil, fmt.Errorf("this is no join token: one starts with %s; `heddle token` makes one", tokenPrefix)
+		return nil, fmt.Errorf("this is no join token: one starts with %s; `heddle token create` makes one", tokenPrefix)
 	}
 	var v struct {
 		ID, Secret, Workload, Service, Fingerprint string
@@ -54,7 +54,7 @@ func ParseToken(s string) (*Token, error) {
 		err = json.Unmarshal(b, &v)
 	}
 	if err != nil {
-		return nil, errors.New("the join token is damaged; copy it again, or make a new one with `heddle token`")
+		return nil, errors.New("the join token is damaged; copy it again, or make a new one with `heddle token create`")
 	}
 	t := &Token{ID: v.ID, Workload: v.Workload, Service: mesh.ServiceName(v.Service), roots: v.Fingerprints}
 	if v.Fingerprint != "" && !slices.Contains(t.roots, v.Fingerprint) {
@@ -62,7 +62,7 @@ func ParseToken(s string) (*Token, error) {
 	}
 	if t.secret, err = base64.RawURLEncoding.DecodeString(v.Secret); err != nil || len(t.secret) == 0 ||
 		t.ID == "" || t.Workload == "" || len(t.roots) == 0 {
-		return nil, errors.New("the join token lacks a part; make a new one with `heddle token`")
+		return nil, errors.New("the join token lacks a part; make a new one with `heddle token create`")
 	}
 	return t, nil
 }
@@ -80,7 +80,7 @@ type Enroller struct {
 }
 
 // ErrNoToken means that this host was never enrolled and has no join token to begin with.
-var ErrNoToken = errors.New("this host is not enrolled yet and has no join token; give --join-token-file, `heddle token` makes one")
+var ErrNoToken = errors.New("this host is not enrolled yet and has no join token; give --join-token-file, `heddle token create` makes one")
 
 // Enrol proves who this is, by the token and the host key or by the host key alone, gets an SVID and the trust bundle,
 // keeps both and publishes them. workload is what the state says, empty at the first time. It makes one attempt; the
