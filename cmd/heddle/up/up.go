@@ -50,8 +50,9 @@ type Config struct {
 	Getenv             func(string) string
 }
 
-// drain bounds how long children may take to stop.
-const drain = 2 * time.Second
+// drain bounds how long children may take to stop; sidecarDrain, which has to be less, how long sidecars wait for what is
+// under way.
+const drain, sidecarDrain = 2 * time.Second, time.Second
 
 // Run runs the mesh until ctx ends, and returns when every process that it started is gone.
 func Run(ctx context.Context, cfg Config) error {
@@ -317,7 +318,7 @@ func (u *supervisor) workload(w *Workload) (started, error) {
 		"--advertise", inbound,
 		"--outbound", outbound,
 		"--admin", at("admin"),
-		"--drain", drain.String(),
+		"--drain", sidecarDrain.String(),
 		"--log-level", u.cfg.LogLevel,
 	}
 	for _, port := range slices.Sorted(maps.Keys(w.Ports)) {

@@ -12,7 +12,14 @@ import (
 
 const diesWithParent = runtime.GOOS == "linux"
 
-func ignoreTerm()       { signal.Ignore(syscall.SIGTERM) }
+// stay takes SIGTERM and stays all the same.
+func stay() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM)
+	for range c {
+	}
+}
+
 func itoa(n int) string { return strconv.Itoa(n) }
 func atoi(s string) int { n, _ := strconv.Atoi(s); return n }
 

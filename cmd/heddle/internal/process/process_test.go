@@ -26,12 +26,10 @@ func TestMain(m *testing.M) {
 		if err := cmd.Start(); err != nil {
 			os.Exit(1)
 		}
-		ignoreTerm()
 		os.Stdout.WriteString("grandchild " + itoa(cmd.Process.Pid) + "\n")
-		select {}
+		stay()
 	case "grandchild":
-		ignoreTerm()
-		select {}
+		stay()
 	case "supervisor": // runs a child that stays, until it is killed
 		g := NewGroup(time.Second, func(Event) {})
 		_ = g.Run(context.Background(), Spec{Name: "c", Path: os.Args[0], Env: []string{"CHILD=stays"}, Log: os.Getenv("LOG")})
