@@ -320,15 +320,17 @@ func (c *compiler) lookup(at path, name v1alpha1.ServiceName) *service {
 	if s := c.services[mesh.ServiceName(name)]; s != nil {
 		return s
 	}
-	if c.unread(mesh.ServiceName(name).Namespace()) {
+	if c.unread(mesh.ServiceName(name)) {
 		return nil
 	}
 	c.find(diag.UnknownService, at, fmt.Sprintf("no service is named %q", name), c.serviceHint(string(name)))
 	return nil
 }
 
-// unread reports whether a namespace has findings already and could therefore not be read.
-func (c *compiler) unread(namespace string) bool { return slices.Contains(c.doc.Unread, namespace) }
+// unread reports whether a service, or all of its namespace, has findings already and could therefore not be read.
+func (c *compiler) unread(name mesh.ServiceName) bool {
+	return slices.Contains(c.doc.Unread, name.Namespace()) || slices.Contains(c.doc.Unread, string(name))
+}
 
 // serviceHint guesses which service was meant: a slip of the hand, else the same name in the only namespace that has it.
 func (c *compiler) serviceHint(name string) string {

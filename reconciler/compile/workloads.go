@@ -36,7 +36,7 @@ func (c *compiler) compileWorkloads() (out []mesh.Workload) {
 			}
 			if s := c.services[w.Service]; s != nil {
 				w.Identity = c.workloadIdentity(at, src, s)
-			} else if !c.unread(ns) {
+			} else if !c.unread(w.Service) {
 				c.unknownWorkloadService(at.at("service"), ns, src.Service)
 			}
 			out = append(out, w)

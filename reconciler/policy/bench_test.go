@@ -62,7 +62,7 @@ func BenchmarkOneChange(b *testing.B) {
 		}
 	}
 	load()
-	b.ReportMetric(float64(cpu(b)-before)/1e6, "cold-cpu-ms")
+	cold := float64(cpu(b)-before) / 1e6
 	const changed = "services/ns-25/svc-10.cue"
 	base := string(files[changed])
 	before = cpu(b)
@@ -73,6 +73,7 @@ func BenchmarkOneChange(b *testing.B) {
 		load()
 	}
 	b.ReportMetric(float64(cpu(b)-before)/1e6/float64(n), "cpu-ms")
+	b.ReportMetric(cold, "cold-cpu-ms")
 }
 
 // BenchmarkNoChange is a commit that touches no policy.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"regexp"
@@ -107,11 +108,55 @@ func evaluate(req *request, u unit) result {
 	}
 	r.Findings = findings.Sorted()
 	r.Positions = at.first
-	if len(r.Findings) > 0 {
-		return r
+	if len(r.Findings) == 0 {
+		take(&r, u, v, at, computed)
+	} else if whole && v.Exists() && u.namespace() != "" {
+		salvage(&r, u, v)
 	}
-	take(&r, u, v, at, computed)
 	return r
+}
+
+// salvage reads the sound services of a unit that has findings, so that compile can look for more. It leaves the unit
+// unread where findings may be about more than services: then nothing is certain about those either.
+func salvage(r *result, u unit, v cue.Value) {
+	ns := u.namespace()
+	broken := map[string]bool{}
+	for _, f := range r.Findings {
+		rest, ok := strings.CutPrefix(f.Path, "services."+ns+".")
+		if !ok {
+			return
+		}
+		name, _, _ := strings.Cut(rest, ".")
+		broken[name] = true
+	}
+	it, err := v.LookupPath(cue.MakePath(cue.Str("services"), cue.Str(ns))).Fields()
+	if err != nil {
+		return
+	}
+	sound := map[string]json.RawMessage{}
+	for it.Next() {
+		name := it.Selector().Unquoted()
+		if broken[name] {
+			continue
+		}
+		b, err := it.Value().MarshalJSON()
+		if err != nil {
+			return
+		}
+		sound[name] = b
+	}
+	services, err := json.Marshal(sound)
+	if err != nil {
+		return
+	}
+	if b, err := v.LookupPath(cue.MakePath(cue.Str("namespaces"), cue.Str(ns))).MarshalJSON(); err == nil {
+		r.Namespace = b
+	}
+	if b, err := v.LookupPath(cue.MakePath(cue.Str("workloads"), cue.Str(ns))).MarshalJSON(); err == nil {
+		r.Workloads = b
+	}
+	r.Services = services
+	r.Broken = slices.Sorted(maps.Keys(broken))
 }
 
 // validate returns all errors of an instance. CUE looks for missing fields and values that are still open only where

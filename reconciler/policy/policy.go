@@ -101,7 +101,8 @@ type part struct {
 	services  map[string]v1alpha1.Service
 	workloads map[string]v1alpha1.Workload
 	positions map[string]diag.Pos
-	skipped   bool // not evaluated, since too much else ran away; never remembered
+	broken    []string // services that could not be read, where the others could
+	skipped   bool     // not evaluated, since too much else ran away; never remembered
 
 	used uint64 // the last turn that asked for it; guarded by Evaluator.mu
 }
@@ -304,7 +305,7 @@ func contents(blobs []blob) ([]file, error) {
 
 // decode reads a child's answer, as strictly as anything from outside.
 func decode(r result) (*part, error) {
-	p := &part{findings: r.Findings, rawMesh: string(r.Mesh), positions: r.Positions, skipped: r.skipped}
+	p := &part{findings: r.Findings, rawMesh: string(r.Mesh), positions: r.Positions, broken: r.Broken, skipped: r.skipped}
 	for _, f := range []struct {
 		raw  json.RawMessage
 		into any
@@ -353,11 +354,14 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 		if p.skipped {
 			skipped++
 		}
-		if len(p.findings) > 0 || p.skipped {
+		if (len(p.findings) > 0 || p.skipped) && len(p.broken) == 0 {
 			doc.Unread = append(doc.Unread, ns)
 			continue
 		}
-		if root != nil && root.mesh != nil && p.rawMesh != root.rawMesh {
+		for _, name := range p.broken {
+			doc.Unread = append(doc.Unread, ns+"/"+name)
+		}
+		if len(p.broken) == 0 && root != nil && root.mesh != nil && p.rawMesh != root.rawMesh {
 			findings.Add(diag.Finding{ID: diag.OutsideFence, Path: "mesh", Pos: diag.Pos{File: u.blobs[0].name, Line: 1, Column: 1},
 				Message: fmt.Sprintf("%s/ may not write mesh: it belongs to mesh.cue", u.dir), Hint: "a reference or comprehension in this directory sets a field of mesh; remove it"})
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/heddle-mesh/heddle/reconciler/compile"
 	"github.com/heddle-mesh/heddle/reconciler/source"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
@@ -312,6 +313,41 @@ func TestLoadFromGit(t *testing.T) {
 	}
 }
 
+// TestUnread: one wrong service hides neither what compile finds in its neighbours nor makes references to it wrong; where
+// a file cannot be read at all, its namespace is unread.
+func TestUnread(t *testing.T) {
+	e := New(Options{})
+	files := repository(map[string][]byte{
+		"services/shop/bad.cue": []byte(header + "services: shop: bad: ports: http: prt: 80\n"),
+		"services/shop/web.cue": []byte(header + "services: shop: web: {ports: http: port: 80, httpRoutes: r: backends: [{service: \"shop/bad\", weight: 50}, {service: \"shop/nope\", weight: 50}]}\n"),
+		"services/pay/api.cue":  []byte(header + "services: pay: api: {ports: http: port: 80, allow: a: from: [{service: \"shop/bad\"}, {service: \"shop/gone\"}]}\n"),
+	})
+	check := func(unread []string, want ...string) {
+		t.Helper()
+		doc, findings, err := e.LoadFiles(t.Context(), files, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(doc.Unread, unread) {
+			t.Errorf("unread %v, want %v", doc.Unread, unread)
+		}
+		_, _, more := compile.Compile(doc)
+		if d := cmp.Diff(want, says(append(findings, more...))); d != "" {
+			t.Errorf("findings of both stages (-want +got):\n%s", d)
+		}
+	}
+	check([]string{"shop/bad"},
+		"HDL0204 services/shop/bad.cue:3 services.shop.bad.ports.http.port",
+		"HDL0202 services/shop/bad.cue:3 services.shop.bad.ports.http.prt",
+		"HDL0301 services/pay/api.cue:3 services.pay.api.allow.a.from.1.service",
+		"HDL0301 services/shop/web.cue:3 services.shop.web.httpRoutes.r.backends.1.service")
+	files["services/shop/torn.cue"] = []byte(header + "services: shop: nope: {\n")
+	check([]string{"shop"},
+		"HDL0204 services/shop/bad.cue:3 services.shop.bad.ports.http.port",
+		"HDL0202 services/shop/bad.cue:3 services.shop.bad.ports.http.prt",
+		"HDL0201 services/shop/torn.cue:3")
+}
+
 // TestDeterminism: the same files give the same document and findings, whatever the number of workers.
 func TestDeterminism(t *testing.T) {
 	files := large(8, 3)
@@ -328,7 +364,7 @@ func TestDeterminism(t *testing.T) {
 		}
 		if i == 0 {
 			first = outcome{doc, findings}
-			if len(findings) != 1 || !slices.Equal(doc.Unread, []string{"ns-03"}) || len(doc.Policy.Services) != 7 {
+			if len(findings) != 1 || !slices.Equal(doc.Unread, []string{"ns-03/bad"}) || len(doc.Policy.Services) != 8 {
 				t.Fatalf("%v, unread %v, %d namespaces", findings, doc.Unread, len(doc.Policy.Services))
 			}
 			continue

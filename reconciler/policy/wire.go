@@ -44,7 +44,8 @@ type request struct {
 	Cap        bool  `json:"cap"` // set RLIMIT_AS; impossible under the race detector
 }
 
-// result is what a child says about one unit. Values are JSON of the unit's fenced part, set only without findings.
+// result is what a child says about one unit. Values are JSON of the unit's fenced part. With findings they are not set,
+// unless Broken is: then they are all of it but the services that Broken names.
 type result struct {
 	Dir      string    `json:"dir"`
 	Findings diag.List `json:"findings,omitempty"`
@@ -56,6 +57,7 @@ type result struct {
 	Services  json.RawMessage     `json:"services,omitempty"`
 	Workloads json.RawMessage     `json:"workloads,omitempty"`
 	Positions map[string]diag.Pos `json:"positions,omitempty"`
+	Broken    []string            `json:"broken,omitempty"`
 
 	skipped bool // the parent's own: no child was asked
 }

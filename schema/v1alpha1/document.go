@@ -17,8 +17,9 @@ type Document struct {
 	// indices as numbers: "services.shop.web.httpRoutes.cart.backends.0.weight". Names that are not identifiers stand as
 	// they are, unquoted, since neither services nor ports may hold a dot.
 	Positions map[string]diag.Pos
-	// Unread names the namespaces that have findings and could therefore not be read. A reference into one of them
-	// cannot be judged. A document with unread namespaces serves to look for more findings and is never published.
+	// Unread names what has findings and could therefore not be read: a service, "namespace/name", or a whole namespace
+	// where not even the names of its services are certain. A reference to one of them cannot be judged. A document with
+	// anything unread serves to look for more findings and is never published.
 	Unread []string
 }
 
