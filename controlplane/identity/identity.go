@@ -291,7 +291,7 @@ func (ca *CA) sign(key crypto.PublicKey, id spiffe.ID, now time.Time) ([][]byte,
 // able reports whether a leaf signed now would end before its issuers. It needs mu.
 func (ca *CA) able(now time.Time) error {
 	if ca.inter == nil {
-		return fmt.Errorf("%w: there is no intermediate: %w", ErrExpiring, ca.fault)
+		return fmt.Errorf("%w: there is no intermediate (%v)", ErrExpiring, ca.fault)
 	}
 	end := now.Add(ca.leafTTL)
 	if end.After(ca.root.cert.NotAfter) {
@@ -299,8 +299,11 @@ func (ca *CA) able(now time.Time) error {
 			ErrExpiring, ca.root.cert.NotAfter.Format(time.RFC3339))
 	}
 	if end.After(ca.inter.cert.NotAfter) {
-		return fmt.Errorf("%w: the intermediate ends %s and could not be renewed: %w",
-			ErrExpiring, ca.inter.cert.NotAfter.Format(time.RFC3339), ca.fault)
+		err := fmt.Errorf("%w: the intermediate ends %s", ErrExpiring, ca.inter.cert.NotAfter.Format(time.RFC3339))
+		if ca.fault != nil {
+			err = fmt.Errorf("%w and could not be renewed: %w", err, ca.fault)
+		}
+		return err
 	}
 	return nil
 }
@@ -371,39 +374,53 @@ func (ca *CA) renew(now time.Time) error {
 	if ca.root == nil {
 		return nil
 	}
-	if ca.inter == nil || now.After(middle(ca.inter.cert)) {
-		// Near its own end the root signs an intermediate that ends with it; what cannot fit into that is refused.
-		end := now.Add(IntermediateLife)
-		if end.After(ca.root.cert.NotAfter) {
-			end = ca.root.cert.NotAfter
-		}
-		if ca.inter == nil || end.After(ca.inter.cert.NotAfter) {
-			next, err := newIntermediate(ca.root, now, end)
-			if err != nil {
-				return fmt.Errorf("make the intermediate: %w", err)
-			}
-			if err := write(ca.path("intermediate.pem"), next); err != nil {
-				return err
-			}
-			ca.inter = next
-		}
+	fault := ca.renewIntermediate(now)
+	if ca.server == nil || !now.Before(ca.renewServer) { // while the intermediate at hand lasts, even if a next one cannot be kept
+		fault = errors.Join(fault, ca.renewOwn(now))
 	}
-	if ca.server == nil || !now.Before(ca.renewServer) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			return fmt.Errorf("make the control plane's key: %w", err)
-		}
-		chain, notAfter, err := ca.sign(key.Public(), spiffe.ControlPlaneID(ca.root.cert.URIs[0].Host), now)
-		if err != nil {
-			return err
-		}
-		leaf, err := x509.ParseCertificate(chain[0])
-		if err != nil {
-			return fmt.Errorf("read the control plane's certificate: %w", err)
-		}
-		ca.server = &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
-		ca.renewServer = now.Add(notAfter.Sub(now) * 7 / 10)
+	return fault
+}
+
+// renewIntermediate needs mu.
+func (ca *CA) renewIntermediate(now time.Time) error {
+	if ca.inter != nil && !now.After(middle(ca.inter.cert)) {
+		return nil
 	}
+	// Near its own end the root signs an intermediate that ends with it; what cannot fit into that is refused.
+	end := now.Add(IntermediateLife)
+	if end.After(ca.root.cert.NotAfter) {
+		end = ca.root.cert.NotAfter
+	}
+	if ca.inter != nil && !end.After(ca.inter.cert.NotAfter) {
+		return nil
+	}
+	next, err := newIntermediate(ca.root, now, end)
+	if err != nil {
+		return fmt.Errorf("make the intermediate: %w", err)
+	}
+	if err := write(ca.path("intermediate.pem"), next); err != nil {
+		return err
+	}
+	ca.inter = next
+	return nil
+}
+
+// renewOwn replaces the certificate that the control plane serves with. It needs mu.
+func (ca *CA) renewOwn(now time.Time) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make the control plane's key: %w", err)
+	}
+	chain, notAfter, err := ca.sign(key.Public(), spiffe.ControlPlaneID(ca.root.cert.URIs[0].Host), now)
+	if err != nil {
+		return err
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return fmt.Errorf("read the control plane's certificate: %w", err)
+	}
+	ca.server = &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
+	ca.renewServer = now.Add(notAfter.Sub(now) * 7 / 10)
 	return nil
 }
 

@@ -111,6 +111,7 @@ func (w *workload) address() netip.AddrPort {
 // Inventory is the owner of the workloads. Its methods are safe for concurrent use.
 type Inventory struct {
 	path     string
+	damaged  error // of the file, when it was opened
 	snapshot live.Value[*Snapshot]
 	wake     chan struct{} // size 1: something changed
 
@@ -128,8 +129,8 @@ type record struct {
 	Gone     bool             `json:"gone,omitempty"`
 }
 
-// Open reads the inventory kept at path, where there is one. A corrupt file is an error: endpoints are not dropped
-// silently.
+// Open reads the inventory kept at path, where there is one. What is damaged is left out and said by Run: sidecars report
+// their addresses again as soon as they connect, and nothing is served until they do.
 func Open(path string) (*Inventory, error) {
 	in := &Inventory{path: path, wake: make(chan struct{}, 1), workloads: map[string]*workload{}}
 	in.snapshot.Set(&Snapshot{})
@@ -141,9 +142,11 @@ func Open(path string) (*Inventory, error) {
 	if err == nil {
 		err = json.Unmarshal(b, &records)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the inventory of workloads %s: %w; delete the file to start without it: "+
-			"sidecars report their addresses again when they connect", path, err)
+	switch {
+	case errors.Is(err, durable.ErrCorrupt), err != nil && b != nil:
+		in.damaged, records = err, nil
+	case err != nil:
+		return nil, fmt.Errorf("read the inventory of workloads: %w", err)
 	}
 	now := time.Now()
 	for _, r := range records {
@@ -252,6 +255,9 @@ func (in *Inventory) change(f func(now time.Time)) {
 // Run publishes changes and lets graces pass, until ctx ends. It is called once.
 func (in *Inventory) Run(ctx context.Context) error {
 	log := zerolog.Ctx(ctx)
+	if in.damaged != nil {
+		log.Warn().Err(in.damaged).Msg("the inventory of workloads is damaged; starting without it, sidecars report their addresses when they connect")
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

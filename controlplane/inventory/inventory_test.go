@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -157,9 +156,15 @@ func TestRestart(t *testing.T) {
 	if err := os.WriteFile(path, []byte("heddle-sealed-1 nonsense"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "delete the file") {
-		t.Errorf("a damaged file: %v", err)
-	}
+	tell(t, path, func(s *story) { // it heals by itself
+		if s.damaged == nil {
+			t.Error("a damaged file is not noticed")
+		}
+		s.lists()
+		defer s.Connect("shop/api-1", "shop/api", at(1))()
+		s.lists("shop/api-1")
+	})
+	tell(t, path, func(s *story) { s.lists("shop/api-1") })
 }
 
 func TestStaticWorkloads(t *testing.T) {

@@ -86,7 +86,7 @@ func Open(dir string, key ed25519.PrivateKey, server ed25519.PublicKey, addr str
 	if err != nil {
 		return nil, fmt.Errorf("read the mirrored releases: %w", err)
 	}
-	r, err := assemble(d, signed, record)
+	r, err := assemble(d.Blob, signed, record)
 	if err != nil {
 		return nil, fmt.Errorf("read the mirrored release: %w; delete %s to fetch it again", err, dir)
 	}
@@ -94,8 +94,8 @@ func Open(dir string, key ed25519.PrivateKey, server ed25519.PublicKey, addr str
 	return m, nil
 }
 
-func assemble(d *releasedir.Dir, signed release.Signed, record *release.Record) (*Release, error) {
-	ms, origins, err := record.Assemble(d.Blob)
+func assemble(blob func(mesh.Hash) ([]byte, error), signed release.Signed, record *release.Record) (*Release, error) {
+	ms, origins, err := record.Assemble(blob)
 	if err != nil {
 		return nil, err
 	}
@@ -219,12 +219,18 @@ func (m *Mirror) take(ctx context.Context, client proxyapi.ReleasesClient, signe
 	if err != nil {
 		return fmt.Errorf("fetch release %d from %s: %w", record.Epoch, m.addr, err)
 	}
-	if err := m.dir.Put(signed, record.Epoch, blobs); err != nil {
-		return fmt.Errorf("keep release %d: %w", record.Epoch, err)
-	}
-	r, err := assemble(m.dir, signed, record)
+	r, err := assemble(func(h mesh.Hash) ([]byte, error) {
+		if b, ok := blobs[h]; ok {
+			return b, nil
+		}
+		return m.dir.Blob(h)
+	}, signed, record)
 	if err != nil {
 		return err
+	}
+	if err := m.dir.Put(signed, record.Epoch, blobs); err != nil {
+		// A full disk keeps no policy from being enforced. It costs a restart without the reconciler.
+		zerolog.Ctx(ctx).Error().Err(err).Str("commit", record.Commit()).Msg("the release is served, but not kept on disk")
 	}
 	m.release.Set(r)
 	zerolog.Ctx(ctx).Info().Str("commit", record.Commit()).Uint64("epoch", record.Epoch).Int("blobs", len(blobs)).
