@@ -299,21 +299,21 @@ func (s *session) forward(ctx context.Context, x *exchange, via connector, w way
 			conn.ReadBy(x.deadline)
 			conn.WriteBy(x.deadline)
 		}
-		_, err = conn.Write(x.out)
-		if err == nil && !here {
-			x.pump = &pump{done: make(chan struct{})}
-			go s.pumpRequestBody(x.pump, &x.body, conn)
-		}
-		if err == nil {
-			err = s.readHead(x)
-		} else if !l4.Timeout(err) {
-			// What the other end said before it went away can still be read, and it may be an answer.
-			if e := s.readHead(x); e == nil || e == io.EOF {
-				err = e
+		switch {
+		case here:
+			x.ub, x.uw, err = conn.Ask(x.out, conn.Reused)
+		case conn.Reused && conn.Dead():
+			err = l4.ErrStale
+		default:
+			if _, err = conn.Write(x.out); err == nil {
+				x.pump = &pump{done: make(chan struct{})}
+				go s.pumpRequestBody(x.pump, &x.body, conn)
 			}
 		}
 		if err == nil {
-			break
+			if err = s.readHead(x); err == nil {
+				break
+			}
 		}
 		if x.uw > 0 || x.pump != nil || again || !stale(x, err) {
 			via.lost(x)
@@ -355,12 +355,12 @@ var (
 )
 
 // stale reports whether a request may be sent again, once, after its connection ended without a byte of response and
-// all of the request is still here. That is safe in two cases. Under mutual TLS an end in order (close_notify) without a
+// all of the request is still here. That is safe in three cases. Nothing was written. Or: under mutual TLS an end in order (close_notify) without a
 // response is a promise: an inbound stack ends a connection so only if it has passed on nothing of a request it has not
-// answered; when it dies, or fails in the middle, there is no close_notify. And an idempotent request may be repeated
-// when a connection that was idle turns out to have been closed (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+// answered; when it dies, or fails in the middle, there is no close_notify. Or: the request is idempotent, and
+// the connection had been idle and is now found closed (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
 func stale(x *exchange, err error) bool {
-	return x.up.Secure() && err == io.EOF || x.up.Reused && x.idempotent && !l4.Timeout(err)
+	return err == l4.ErrStale || x.up.Secure() && err == io.EOF || x.up.Reused && x.idempotent && !l4.Timeout(err)
 }
 
 // readHead reads and parses one response head. x.uw is 0 as long as there was no byte of a response.

@@ -20,9 +20,7 @@ type socket struct {
 	// records, as "popular web sites" do; between sidecars it means that the peer died.
 	secure bool
 
-	look func(fd uintptr) // of dead
-	byte [1]byte
-	seen bool
+	byte [1]byte // of peekNow
 }
 
 // errTruncated is the end of a TLS connection without close_notify.

@@ -27,16 +27,24 @@ func (s *socket) readNow(b []byte) (int, error) {
 	}
 }
 
+// peekNow reports whether there are bytes, an end or an error to read, where the descriptor is safe to use.
+func (s *socket) peekNow() bool {
+	for {
+		_, _, err := syscall.Recvfrom(int(s.fd), s.byte[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		if err != syscall.EINTR {
+			return err != syscall.EAGAIN
+		}
+	}
+}
+
 func (s *socket) dead() bool {
 	if s.raw == nil {
 		return false
 	}
-	if s.look == nil { // bound once, so that looking does not allocate
-		s.look = func(fd uintptr) {
-			_, _, err := syscall.Recvfrom(int(fd), s.byte[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-			s.seen = err != syscall.EAGAIN && err != syscall.EINTR
-		}
-	}
-	s.seen = true
-	return s.raw.Control(s.look) != nil || s.seen
+	dead := true
+	err := s.raw.Control(func(fd uintptr) {
+		s.fd = fd
+		dead = s.peekNow()
+	})
+	return err != nil || dead
 }

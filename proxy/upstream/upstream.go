@@ -143,11 +143,12 @@ type Conn struct {
 	since    time.Time          // idle since
 }
 
-// Take returns an idle connection that is still good, or nil: then Dial.
+// Take returns an idle connection that may still be used, or nil: then Dial. Whether its peer has closed it meanwhile is
+// for l4.Conn's Ask or Dead to say, at the last moment.
 func (p *Pool) Take(now time.Time) *Conn {
 	for {
 		c := p.pop()
-		if c == nil || c.usable(now) && !c.Dead() {
+		if c == nil || c.usable(now) {
 			return c
 		}
 		c.Close()
@@ -247,13 +248,13 @@ func (p *Pool) Retire() {
 	p.sweep(time.Time{})
 }
 
-// sweep closes what is idle too long or good no more; with the zero time everything.
+// sweep closes what is idle too long, good no more or closed by its peer; with the zero time everything.
 func (p *Pool) sweep(now time.Time) {
 	var out []*Conn
 	p.mu.Lock()
 	kept := p.idle[:0]
 	for _, c := range p.idle {
-		if now.IsZero() || now.Sub(c.since) > p.idleFor || !c.usable(now) {
+		if now.IsZero() || now.Sub(c.since) > p.idleFor || !c.usable(now) || c.Dead() {
 			out = append(out, c)
 		} else {
 			kept = append(kept, c)
