@@ -142,18 +142,25 @@ func (c *Client) Start(ctx context.Context) error {
 			c.Dir, who.Workload, t.Workload)
 	}
 	c.Source.Set(m.SVID, m.Bundle)
-	if who.Workload == "" {
-		if c.Enroller.Token == nil {
-			return identity.ErrNoToken
-		}
-		c.set(func(s *Status) { s.Waiting = "the enrolment of workload " + c.Enroller.Token.Workload })
-		return nil
-	}
-	c.enrolled(who)
-	st, saved, err := readLastGood(c.Dir, c.State, who)
+	last, err := readLastGood(c.Dir, c.State, who.Workload)
 	if err != nil {
 		log.Error().Err(err).Msg("starting without a config; traffic waits for the control plane")
 	}
+	switch {
+	case who.Workload != "":
+		c.enrolled(who)
+	case last.store != nil && m.Bundle != nil: // the host key is registered: it gets a new identity by itself
+		c.who = last.who
+		c.set(func(s *Status) {
+			s.Workload, s.Service, s.Waiting = c.who.Workload, c.who.Service, "an enrolment by the host key"
+		})
+	case c.Enroller.Token == nil:
+		return identity.ErrNoToken
+	default:
+		c.set(func(s *Status) { s.Waiting = "the first enrolment of workload " + c.Enroller.Token.Workload })
+		return nil
+	}
+	st, saved := last.store, last.saved
 	if st == nil {
 		return nil
 	}

@@ -435,6 +435,27 @@ func TestDamagedState(t *testing.T) {
 	}
 }
 
+// TestDamagedIdentity: without a token, the host key gets another one, by the name in the last known good config.
+func TestDamagedIdentity(t *testing.T) {
+	c, s, w := enrolled(t)
+	receive(t, c.enrolled, "enrolment")
+	w.transact(full(1, commitA))
+	s.stop()
+	if err := os.WriteFile(filepath.Join(s.dir, "svid"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = newSidecar(t, s.dir, c.address, "").start()
+	if q := receive(t, c.enrolled, "enrolment"); q.TokenId != "" || q.Workload != workload {
+		t.Errorf("enrolled by %v", q)
+	}
+	if w = c.next(); w.hello.Workload != workload || w.hello.Epoch != 1 {
+		t.Errorf("hello is %v", w.hello)
+	}
+	if !strings.Contains(s.log.String(), "not usable; enrolling again") {
+		t.Errorf("the log does not say so:\n%s", s.log)
+	}
+}
+
 // TestNewWorkloadWaits: without a control plane a new workload waits and says for what; without a token it does not
 // begin.
 func TestNewWorkloadWaits(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/durable"
 	"github.com/heddle-mesh/heddle/proxy/identity"
+	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 )
 
@@ -82,14 +83,15 @@ func writeLastGood(dir string, key *identity.State, s snapshot) error {
 	return nil
 }
 
-// readLastGood returns nil where there is none. An error says why the file is not believed; nothing of it is then used.
-func readLastGood(dir string, key *identity.State, who identity.Enrolment) (*store, time.Time, error) {
-	fail := func(err error) (*store, time.Time, error) {
-		return nil, time.Time{}, fmt.Errorf("the last known good config %s is not used: %w", filepath.Join(dir, LastGoodFile), err)
+// readLastGood returns a nil store where there is none. workload is whose it must be; empty: whosever this host's key
+// signed. An error says why the file is not believed; nothing of it is then used.
+func readLastGood(dir string, key *identity.State, workload string) (snapshot, error) {
+	fail := func(err error) (snapshot, error) {
+		return snapshot{}, fmt.Errorf("the last known good config %s is not used: %w", filepath.Join(dir, LastGoodFile), err)
 	}
 	b, err := durable.ReadSealed(filepath.Join(dir, LastGoodFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, time.Time{}, nil
+		return snapshot{}, nil
 	}
 	if err != nil {
 		return fail(err)
@@ -105,8 +107,8 @@ func readLastGood(dir string, key *identity.State, who identity.Enrolment) (*sto
 	if !key.Verify(digest, g.Signature) {
 		return fail(errors.New("this host's key did not sign it"))
 	}
-	if g.Workload != who.Workload {
-		return fail(fmt.Errorf("it is of workload %s, and this is %s", g.Workload, who.Workload))
+	if workload != "" && g.Workload != workload {
+		return fail(fmt.Errorf("it is of workload %s, and this is %s", g.Workload, workload))
 	}
 	var tx proxyapi.Transaction
 	if err := proto.Unmarshal(g.Transaction, &tx); err != nil {
@@ -116,7 +118,7 @@ func readLastGood(dir string, key *identity.State, who identity.Enrolment) (*sto
 	if err != nil {
 		return fail(err)
 	}
-	return s, g.Saved, nil
+	return snapshot{s, identity.Enrolment{Workload: g.Workload, Service: mesh.ServiceName(g.Service)}, g.Saved}, nil
 }
 
 // save writes the newest snapshot there is, one after the other, and the last one before it returns.

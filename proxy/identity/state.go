@@ -112,27 +112,21 @@ type storedBundle struct {
 
 // Load reads what Save and SaveBundle kept. Without an enrolment it returns the zero Enrolment and no error. An SVID
 // that has expired is returned with its bundle: it says who this is, and Source.Valid says that it no longer serves.
+// Where the SVID is damaged, a good bundle is returned with the error: it lets the host key enrol again.
 func (s *State) Load(now time.Time) (Enrolment, *Material, error) {
-	var kept storedSVID
-	var roots storedBundle
 	m := &Material{}
-	for name, v := range map[string]any{"svid": &kept, "bundle": &roots} {
-		b, err := durable.ReadSealed(s.path(name))
-		if err == nil {
-			err = json.Unmarshal(b, v)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return Enrolment{}, m, nil
-		}
-		if err != nil {
-			return Enrolment{}, m, fmt.Errorf("read the identity that was kept: %w", err)
-		}
+	var roots storedBundle
+	found, err := s.unseal("bundle", &roots)
+	if err != nil || !found {
+		return Enrolment{}, m, err
 	}
-	bundle, err := ParseBundle(roots.TrustDomain, roots.Generation, roots.Roots)
-	if err != nil {
+	if m.Bundle, err = ParseBundle(roots.TrustDomain, roots.Generation, roots.Roots); err != nil {
 		return Enrolment{}, m, fmt.Errorf("read the identity that was kept: %w", err)
 	}
-	m.Bundle = bundle
+	var kept storedSVID
+	if found, err = s.unseal("svid", &kept); err != nil || !found {
+		return Enrolment{}, m, err
+	}
 	key, err := x509.ParsePKCS8PrivateKey(kept.Key)
 	if err != nil {
 		return Enrolment{}, m, fmt.Errorf("read the identity that was kept: %w", err)
@@ -148,7 +142,8 @@ func (s *State) Load(now time.Time) (Enrolment, *Material, error) {
 	if now.After(leaf.NotAfter) { // judged as of its own time
 		now = leaf.NotAfter
 	}
-	if m.SVID, err = NewSVID(kept.Chain, ec, bundle, now); err != nil {
+	if m.SVID, err = NewSVID(kept.Chain, ec, m.Bundle, now); err != nil {
+		m.SVID = nil
 		return Enrolment{}, m, fmt.Errorf("the identity that was kept is not of the bundle that was kept: %w", err)
 	}
 	if kept.Received.Before(now) {
@@ -173,6 +168,21 @@ func (s *State) SaveBundle(b *spiffe.Bundle) error {
 		k.Roots = append(k.Roots, c.Raw)
 	}
 	return s.seal("bundle", k)
+}
+
+// unseal reports whether there is such a file.
+func (s *State) unseal(name string, v any) (bool, error) {
+	b, err := durable.ReadSealed(s.path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, v)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the identity that was kept: %w", err)
+	}
+	return true, nil
 }
 
 func (s *State) seal(name string, v any) error {
