@@ -23,7 +23,8 @@ var allowedImports = []string{
 // packageName is the package clause of every policy file.
 const packageName = "policy"
 
-// checkHead looks at what decides how CUE reads a file at all: its package, its imports and its attributes. A file with such a finding is not given to CUE.
+// checkHead looks at what decides how CUE reads a file at all: its package, its imports and its attributes. A file with
+// such a finding is not given to CUE.
 func checkHead(f *ast.File) diag.List {
 	var findings diag.List
 	add := func(id string, p token.Pos, message, hint string) {

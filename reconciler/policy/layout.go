@@ -95,12 +95,14 @@ func layout(blobs []blob) (tree, diag.List) {
 		case under && strings.Count(dir, "/") == 1:
 			ns := path.Base(dir)
 			if !dnsLabel.MatchString(ns) {
-				add(diag.FileName, fmt.Sprintf("%q is not a namespace: want a DNS label (lower-case letters, digits, -)", ns), "rename the directory")
+				add(diag.FileName, fmt.Sprintf("%q is not a namespace: want a DNS label (lower-case letters, digits, -)", ns),
+					"rename the directory")
 				continue
 			}
 			dirs[dir] = append(dirs[dir], b)
 		case under:
-			add(diag.FileName, "policy files stand directly in services/<namespace>/, not deeper", "move it to services/"+strings.Split(name, "/")[1]+"/")
+			add(diag.FileName, "policy files stand directly in services/<namespace>/, not deeper",
+				"move it to services/"+strings.Split(name, "/")[1]+"/")
 		default:
 			top, _, _ := strings.Cut(name, "/")
 			if strings.HasPrefix(top, ".") {
@@ -151,7 +153,8 @@ func checkVendored(files map[string][]byte) diag.List {
 		return finding(v1alpha1.VersionFile, err.Error())
 	}
 	if got := v1alpha1.DigestOf(files); got != want {
-		return finding(v1alpha1.VersionFile, fmt.Sprintf("the vendored schema is not the %s that VERSION names: its SHA-256 is %s…, not %s…", version, got[:12], want[:12]))
+		return finding(v1alpha1.VersionFile, fmt.Sprintf("the vendored schema is not the %s that VERSION names: its SHA-256 is %s…, not %s…",
+			version, got[:12], want[:12]))
 	}
 	return nil
 }

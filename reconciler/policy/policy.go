@@ -263,7 +263,7 @@ func (e *Evaluator) parts(ctx context.Context, t tree, language, env string) ([]
 		}
 	}
 	stops := &stops{}
-	// A child costs some 20 ms to start: a few directories are not worth a second one.
+	// A child costs some 10 ms to start: a few directories are not worth a second one.
 	const batch = 4
 	workers := max(1, min(e.opts.Workers, len(todo)/batch))
 	g, ctx := errgroup.WithContext(ctx)
@@ -363,7 +363,8 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 		}
 		if len(p.broken) == 0 && root != nil && root.mesh != nil && p.rawMesh != root.rawMesh {
 			findings.Add(diag.Finding{ID: diag.OutsideFence, Path: "mesh", Pos: diag.Pos{File: u.blobs[0].name, Line: 1, Column: 1},
-				Message: fmt.Sprintf("%s/ may not write mesh: it belongs to mesh.cue", u.dir), Hint: "a reference or comprehension in this directory sets a field of mesh; remove it"})
+				Message: fmt.Sprintf("%s/ may not write mesh: it belongs to mesh.cue", u.dir),
+				Hint:    "a reference or comprehension in this directory sets a field of mesh; remove it"})
 		}
 		if p.namespace != nil {
 			doc.Policy.Namespaces[ns] = *p.namespace
