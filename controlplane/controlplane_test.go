@@ -11,6 +11,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -415,6 +417,34 @@ func TestForeignReleasesAreNotServed(t *testing.T) {
 	}
 	w.publish(m, commit(4), origins)
 	web.reaches(4)
+}
+
+// A disk that takes nothing keeps no policy from being enforced; a mirror that lost it heals.
+func TestServesWhatItCannotKeep(t *testing.T) {
+	w := newWorld(t)
+	w.startControlPlane()
+	m, origins := compiled(shop)
+	w.publish(m, commit(1), origins)
+	web := w.enrolled("shop/web-1", "shop/web").connect()
+	web.reaches(1)
+	records := filepath.Join(w.state, "releases", "records")
+	must(t, os.RemoveAll(records))
+	must(t, os.WriteFile(records, nil, 0o600)) // root ignores permissions, nobody ignores this
+	changed := slices.Clone(shop)
+	changed[0].backends = nil
+	m, origins = compiled(changed)
+	w.publish(m, commit(2), origins)
+	web.reaches(2)
+
+	w.stopControlPlane()
+	must(t, os.RemoveAll(filepath.Join(w.state, "releases")))
+	w.startControlPlane()
+	w.eventually("the release is fetched again", func() bool { return w.status().Epoch == 2 })
+	again := web.h.connect(keeping(web))
+	w.eventually("it is in sync", func() bool { return w.proxy("shop/web-1") == "ok" })
+	if n := at(again, func() int { return len(again.transactions) }); n != 0 {
+		t.Errorf("%d transactions were sent", n)
+	}
 }
 
 func TestWhoMayStream(t *testing.T) {
