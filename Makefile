@@ -1,7 +1,6 @@
 # Heddle. `make help` lists what there is.
 SHELL := /bin/bash
-VERSION ?= v0.1.0
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w
 # The race detector needs a C compiler; where there is none the tests run without it, and say so.
 HAVE_CC := $(shell command -v gcc >/dev/null 2>&1 || command -v clang >/dev/null 2>&1 && echo yes)
 RACE := $(if $(HAVE_CC),-race)
@@ -38,7 +37,7 @@ check: ## formatting, vet, generated files in step
 generate: ## everything that is generated: protobuf, policy types, the vendored schema, the reference
 	go build -C tools -o $(CURDIR)/$(TOOLS)/ github.com/bufbuild/buf/cmd/buf google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc cuelang.org/go/cmd/cue
 	cd schema/proxyapi && buf generate
-	go generate ./...
+	go run ./schema/v1alpha1/regen
 	go run ./internal/refgen
 
 bench: build ## the figures of docs/performance.md

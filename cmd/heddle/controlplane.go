@@ -2,11 +2,8 @@ package main
 
 import (
 	"fmt"
-	"os"
 
-	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/heddle-mesh/heddle/controlplane"
 	"github.com/heddle-mesh/heddle/controlplane/identity"
@@ -51,15 +48,10 @@ and enrol every sidecar again.`,
 			case cfg.LeafTTL <= 0 || cfg.LeafTTL > identity.MaxLeafTTL:
 				return usagef("--leaf-ttl %v: want more than 0 and at most %v", cfg.LeafTTL, identity.MaxLeafTTL)
 			}
-			level, err := zerolog.ParseLevel(logLevel)
-			if err != nil || level == zerolog.NoLevel {
-				return usagef("--log-level %q: want debug, info, warn or error", logLevel)
+			log, err := programLog(cmd.ErrOrStderr(), logLevel)
+			if err != nil {
+				return err
 			}
-			log := zerolog.New(cmd.ErrOrStderr())
-			if f, ok := cmd.ErrOrStderr().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-				log = zerolog.New(zerolog.ConsoleWriter{Out: f, NoColor: os.Getenv("NO_COLOR") != ""})
-			}
-			log = log.Level(level).With().Timestamp().Logger()
 			cfg.Version = version
 			if err := controlplane.Run(log.WithContext(cmd.Context()), cfg); err != nil {
 				return fmt.Errorf("the control plane cannot run: %w", err)

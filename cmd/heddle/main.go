@@ -19,10 +19,11 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
 	"github.com/heddle-mesh/heddle/internal/flagenv"
 	"github.com/heddle-mesh/heddle/reconciler/policy"
+	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
-// version is set by the linker.
-var version = "v0.1.0-dev"
+// version is what `heddle version` prints and releases name.
+const version = "v" + mesh.Version
 
 func main() {
 	policy.MaybeRunChild()

@@ -1,11 +1,7 @@
 package main
 
 import (
-	"os"
-
-	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/heddle-mesh/heddle/internal/flagenv"
 	"github.com/heddle-mesh/heddle/internal/releasedir"
@@ -54,16 +50,10 @@ Everything that is not in Git lies in the state directory: back it up, above all
 			if cfg.Interval < 0 || cfg.Keep < 1 {
 				return usagef("--interval may not be negative, and --keep is at least 1")
 			}
-			level, err := zerolog.ParseLevel(logLevel)
-			if err != nil || level == zerolog.NoLevel {
-				return usagef("--log-level %q: want debug, info, warn or error", logLevel)
+			log, err := programLog(cmd.ErrOrStderr(), logLevel)
+			if err != nil {
+				return err
 			}
-			zerolog.ErrorFieldName = "err" // as all of Heddle's logs call it
-			log := zerolog.New(cmd.ErrOrStderr())
-			if f, ok := cmd.ErrOrStderr().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-				log = zerolog.New(zerolog.ConsoleWriter{Out: f, NoColor: os.Getenv("NO_COLOR") != ""})
-			}
-			log = log.Level(level).With().Timestamp().Logger()
 			cfg.Version = version
 			return reconciler.Run(log.WithContext(cmd.Context()), cfg)
 		},

@@ -62,6 +62,7 @@ EXAMPLE is a directory with a processes.json, or the name of a built-in example 
 	cmd.Flags().StringVar(&cfg.Env, "env", "", "the `environment` to evaluate policy for")
 	cmd.Flags().BoolVar(&cfg.ExitAfterConverged, "exit-after-converged", false, "stop as soon as every sidecar has acknowledged the first commit")
 	cmd.Flags().StringVar(&cfg.LogLevel, "log-level", "info", "the `level` of the children's logs: debug, info, warn, error")
+	cmd.Flags().DurationVar(&cfg.LeafTTL, "leaf-ttl", 0, "`time` that a sidecar's certificate lasts, to watch renewals (default: the control plane's, 24h)")
 	c.stateFlag(cmd)
 	cmd.AddCommand(c.killCommand())
 	return cmd

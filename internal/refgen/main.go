@@ -143,11 +143,7 @@ func commands(root string) (string, error) {
 			return fmt.Errorf("%s --help: %w", strings.Join(words, " "), err)
 		}
 		fmt.Fprintf(&b, "\n## %s\n\n```text\n%s\n```\n", strings.Join(words, " "), bytes.TrimSpace(out))
-		_, after, ok := strings.Cut(string(out), "Available Commands:\n")
-		if !ok {
-			return nil
-		}
-		list, _, _ := strings.Cut(after, "\n\n")
+		list, _, _ := strings.Cut(string(out), "\nFlags:")
 		for _, m := range command.FindAllStringSubmatch(list, -1) {
 			if m[1] == "help" || m[1] == "completion" {
 				continue

@@ -47,6 +47,8 @@ type Config struct {
 	// ExitAfterConverged ends the run, successfully, as soon as every sidecar has acknowledged the first commit.
 	ExitAfterConverged bool
 	LogLevel           string // of the children
+	// LeafTTL is how long a sidecar's certificate lasts; 0: the control plane's default, a day.
+	LeafTTL time.Duration
 	Getenv             func(string) string
 }
 
@@ -293,6 +295,9 @@ func (u *supervisor) core() (reconciler, controlplane process.Spec, err error) {
 			"--metrics", at["controlplane/metrics"],
 			"--log-level", u.cfg.LogLevel,
 		},
+	}
+	if u.cfg.LeafTTL > 0 {
+		controlplane.Args = append(controlplane.Args, "--leaf-ttl", u.cfg.LeafTTL.String())
 	}
 	return reconciler, controlplane, nil
 }
