@@ -269,6 +269,8 @@ func (c *Client) warnOfExpiry(log *zerolog.Logger) bool {
 	}
 	left := time.Until(svid.NotAfter)
 	switch {
+	case left > 0 && c.Current.Load().Stale(time.Now()):
+		log.Error().Time("until", svid.NotAfter).Msg("the config is too old to be believed: identities are allowed nothing until a control plane confirms it")
 	case left <= 0:
 		log.Error().Time("until", svid.NotAfter).Msg("the certificate has expired: every connection of the mesh is refused until a control plane renews it")
 	case left < svid.Lifetime()/2:

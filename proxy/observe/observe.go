@@ -54,6 +54,8 @@ type Key struct {
 	Route string
 	// Backend is the service that the route chose, if another than Service.
 	Backend mesh.ServiceName
+
+	overflow bool // the labels of what does not fit
 }
 
 // Registry has all series. Its methods may be called by any number of goroutines. Use [New].
@@ -97,7 +99,7 @@ func New(now func() time.Time) *Registry {
 		now = time.Now
 	}
 	r := &Registry{now: now, started: now()}
-	r.edges = newFamily(MaxEdges, func(edgeKey) *edge { return &edge{} }, func(k edgeKey) edgeKey { return edgeKey{inbound: k.inbound} })
+	r.edges = newFamily(MaxEdges, func(edgeKey) *edge { return &edge{} }, func(k edgeKey) edgeKey { return edgeKey{otherPeers, k.inbound} })
 	r.http = newFamily(MaxSeries, func(k Key) *HTTP { return &HTTP{edge: r.outboundEdge(k), tls: k.TLS} }, overflow)
 	r.tcp = newFamily(MaxSeries, func(k Key) *TCP { return &TCP{edge: r.outboundEdge(k), tls: k.TLS} }, overflow)
 	r.authz = newFamily(MaxSeries, func(k authzKey) *authz {
@@ -113,7 +115,7 @@ func New(now func() time.Time) *Registry {
 }
 
 // overflow is the label set of what does not fit.
-func overflow(k Key) Key { return Key{Direction: k.Direction} }
+func overflow(k Key) Key { return Key{Direction: k.Direction, overflow: true} }
 
 // outboundEdge is the peer that a label set's traffic goes to.
 func (r *Registry) outboundEdge(k Key) *edge {
@@ -261,6 +263,9 @@ func caller(id string) string {
 	}
 	return string(s)
 }
+
+// otherPeers is the name of the peers that do not fit into the traffic summary.
+const otherPeers = "other"
 
 // edgeKey is one direction of traffic with one peer.
 type edgeKey struct {

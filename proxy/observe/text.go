@@ -140,7 +140,7 @@ func sorted[K comparable, V any](f *family[K, V], labels func(K) string) []row[*
 
 // labels are those of all traffic series; the names are Linkerd's.
 func (k Key) labels() string {
-	if k == overflow(k) {
+	if k.overflow {
 		return Labels("direction", string(k.Direction), "overflow", "true")
 	}
 	tls, client, server, backend := "no_identity", "", "", ""
