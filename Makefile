@@ -38,6 +38,7 @@ generate: ## everything that is generated: protobuf, policy types, the vendored 
 	go build -C tools -o $(CURDIR)/$(TOOLS)/ github.com/bufbuild/buf/cmd/buf google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc cuelang.org/go/cmd/cue
 	cd schema/proxyapi && buf generate
 	go run ./schema/v1alpha1/regen
+	rm -rf cmd/heddle/scaffold && cp -R policy-repo-template cmd/heddle/scaffold && rm -r cmd/heddle/scaffold/cue.mod/pkg
 	go run ./internal/refgen
 
 bench: build ## the figures of docs/performance.md
