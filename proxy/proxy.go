@@ -208,7 +208,8 @@ func (s *sidecar) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// sweep drops idle series while nobody scrapes.
+// sweep drops what is idle once a minute: series, while nobody scrapes, and pages of the program that ran for a
+// handshake or a reconnect. (A busy sidecar maps its few hundred hot pages again within a millisecond.)
 func (s *sidecar) sweep(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
@@ -216,6 +217,7 @@ func (s *sidecar) sweep(ctx context.Context) error {
 		select {
 		case <-tick.C:
 			s.metrics.Sweep()
+			dropProgram()
 		case <-ctx.Done():
 			return nil
 		}
