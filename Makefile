@@ -7,7 +7,7 @@ RACE := $(if $(HAVE_CC),-race)
 TOOLS := .cache/tools
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 
-.PHONY: help build demo test check bench soak fuzz generate tools clean
+.PHONY: help build demo test check bench fuzz generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -18,16 +18,9 @@ build: ## the binaries, into bin/
 demo: build ## a whole mesh on this machine, with an example: bin/heddle up
 	bin/heddle up examples/shop
 
-test: build tools ## every test; ends with Go's summary
+test: ## every test; ends with Go's summary
 	@$(if $(RACE),,echo "NOTE: no C compiler found: the tests run WITHOUT the race detector (install gcc to have it)")
 	go test $(RACE) ./...
-
-tools: $(TOOLS)/cue ## the stock tools that tests judge by (the cue CLI), built from tools/go.mod
-
-$(TOOLS)/cue: tools/go.mod tools/go.sum
-	@mkdir -p $(TOOLS)
-	go build -C tools -o $(CURDIR)/$(TOOLS)/ cuelang.org/go/cmd/cue
-	@touch $@
 
 check: ## formatting, vet, generated files in step
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
