@@ -29,8 +29,8 @@ var ErrCorrupt = errors.New("the file is corrupt")
 const tempMark = ".heddle-tmp-"
 
 // WriteFile replaces the file at path by data, with exactly the permissions perm (the umask does not apply). When it
-// returns nil, the new content survives a power cut; when it fails, or the process dies in the middle, the old content
-// is untouched. Concurrent writers of one path are safe: the last rename wins.
+// returns nil, the new content survives a power cut; when it fails, or the process dies in the middle, the file is whole:
+// the old content, or, if only its directory could not be synced, the new. Concurrent writers of one path are safe: the last rename wins.
 func WriteFile(path string, data []byte, perm os.FileMode) (err error) {
 	dir, name := filepath.Split(path)
 	if dir == "" {

@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +49,7 @@ type Dir struct {
 	path string
 	keep int
 	mu   sync.Mutex // held while files are written or removed, so that pruning never sees half a release
+	pin  uint64     // an epoch that stays; 0: none; guarded by mu
 }
 
 // Open creates the directory (0700) if it is missing. keep is the number of newest releases that stay, each with all
@@ -64,6 +66,14 @@ func Open(path string, keep int) (*Dir, error) {
 	return &Dir{path: path, keep: keep}, nil
 }
 
+// Pin has a release stay, however many newer ones there are, until another is pinned: the one that counts is not always
+// among the newest, since a writer that dies before it says that a release counts leaves one that does not.
+func (d *Dir) Pin(epoch uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pin = epoch
+}
+
 func (d *Dir) blobPath(h mesh.Hash) string { return filepath.Join(d.path, "blobs", h.String()) }
 
 func (d *Dir) recordPath(epoch uint64) string {
@@ -72,8 +82,9 @@ func (d *Dir) recordPath(epoch uint64) string {
 
 // Put stores a release: its blobs first, then the record, so that a record that can be read is complete. blobs holds
 // the bytes of those that the record names and the directory does not have yet; it may hold more of the record's.
-// Then releases beyond the newest ones that are kept go, with the blobs that no other names. The signature is the
-// caller's to verify.
+// Then releases beyond the newest ones that are kept go, but for the pinned one, with the blobs that no other names. The
+// signature is the caller's to verify. After an error the record may be there (what was old could not be removed); the
+// writer takes it back with [Dir.Remove].
 func (d *Dir) Put(signed release.Signed, epoch uint64, blobs map[mesh.Hash][]byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -89,29 +100,36 @@ func (d *Dir) Put(signed release.Signed, epoch uint64, blobs map[mesh.Hash][]byt
 	} else if len(have) >= d.keep && epoch < have[d.keep-1] {
 		return fmt.Errorf("storing release %d: %w", epoch, ErrOld)
 	}
-	for ref := range refs(&rec) {
+	if err := d.write(&rec, signed, blobs); err != nil {
+		// What was written already would fill a disk that is full for good. The first error is the one to mend.
+		_ = d.prune()
+		return fmt.Errorf("storing release %d: %w", epoch, err)
+	}
+	return d.prune()
+}
+
+// write needs mu.
+func (d *Dir) write(rec *release.Record, signed release.Signed, blobs map[mesh.Hash][]byte) error {
+	for ref := range refs(rec) {
 		b, given := blobs[ref.Hash]
 		_, err := d.readOrRemove(ref.Hash)
 		switch {
 		case err == nil:
 			continue
 		case !given:
-			return fmt.Errorf("storing release %d: %w", epoch, err)
+			return err
 		case mesh.Hash(sha256.Sum256(b)) != ref.Hash:
-			return fmt.Errorf("storing release %d: blob %s: %w", epoch, ref.Hash.Short(), ErrDamaged)
+			return fmt.Errorf("blob %s: %w", ref.Hash.Short(), ErrDamaged)
 		}
 		if err := durable.WriteFile(d.blobPath(ref.Hash), b, 0o600); err != nil {
-			return fmt.Errorf("storing release %d: %w", epoch, err)
+			return err
 		}
 	}
 	b, err := json.Marshal(signed)
 	if err != nil {
-		return fmt.Errorf("storing release %d: %w", epoch, err)
+		return err
 	}
-	if err := durable.WriteFile(d.recordPath(epoch), b, 0o600); err != nil {
-		return fmt.Errorf("storing release %d: %w", epoch, err)
-	}
-	return d.prune()
+	return durable.WriteFile(d.recordPath(rec.Epoch), b, 0o600)
 }
 
 // refs are the blobs that a record names.
@@ -132,16 +150,21 @@ func (d *Dir) prune() error {
 	if err != nil {
 		return err
 	}
-	for _, old := range epochs[min(d.keep, len(epochs)):] {
-		if err := os.Remove(d.recordPath(old)); err != nil {
-			return fmt.Errorf("removing release %d: %w", old, err)
-		}
-	}
 	named := map[string]bool{}
-	for _, epoch := range epochs[:min(d.keep, len(epochs))] {
+	for i, epoch := range epochs {
+		if i >= d.keep && epoch != d.pin {
+			if err := os.Remove(d.recordPath(epoch)); err != nil {
+				return fmt.Errorf("removing release %d: %w", epoch, err)
+			}
+			continue
+		}
 		signed, err := d.Get(epoch)
+		if errors.Is(err, ErrDamaged) {
+			continue // it names nothing that could be used
+		}
 		if err != nil {
-			continue // a damaged record names nothing that could be used
+			// The disk, or too many open files: not knowing what a release names is no reason to take it away.
+			return nil
 		}
 		var rec release.Record
 		if mesh.Decode(signed.Bytes, &rec) != nil {
@@ -159,7 +182,7 @@ func (d *Dir) prune() error {
 		return fmt.Errorf("release directory: %w", err)
 	}
 	for _, f := range files {
-		if named[f.Name()] {
+		if ours := isHash(f.Name()) || durable.IsTemp(f.Name()); !ours || named[f.Name()] {
 			continue
 		}
 		if err := os.Remove(filepath.Join(d.path, "blobs", f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -169,11 +192,18 @@ func (d *Dir) prune() error {
 	return nil
 }
 
-// Remove takes back a record that its writer has told nobody about. Its blobs go with the next Put.
+// isHash reports whether a file name is that of a blob. Others (a mount point's lost+found) are not ours to remove.
+func isHash(name string) bool {
+	b, err := hex.DecodeString(name)
+	return err == nil && len(b) == len(mesh.Hash{})
+}
+
+// Remove takes back a record that its writer has told nobody about; it need not be there. Its blobs go with the next
+// Put.
 func (d *Dir) Remove(epoch uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := os.Remove(d.recordPath(epoch)); err != nil {
+	if err := os.Remove(d.recordPath(epoch)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing release %d: %w", epoch, err)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/heddle-mesh/heddle/schema/mesh"
@@ -86,6 +87,101 @@ func TestKeepsTheNewestAndWhatTheyName(t *testing.T) {
 	}
 	if _, err := d.Get(3); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a pruned record: %v", err)
+	}
+}
+
+// The release that counts stays, however many came after it that never counted.
+func TestPinnedStays(t *testing.T) {
+	d, err := Open(t.TempDir(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for epoch := uint64(1); epoch <= 3; epoch++ {
+		signed, blobs := made(epoch, fmt.Sprintf("own %d", epoch))
+		if err := d.Put(signed, epoch, blobs); err != nil {
+			t.Fatal(err)
+		}
+		if epoch == 1 {
+			d.Pin(1)
+		}
+	}
+	if got, err := d.List(); err != nil || !slices.Equal(got, []uint64{3, 1}) {
+		t.Errorf("kept %v, %v; want the newest and the pinned one", got, err)
+	}
+	if _, rec, err := d.Load(1, public()); err != nil || d.Whole(rec) != nil {
+		t.Errorf("the pinned release is not whole: %v", err)
+	}
+}
+
+// A release that could not be stored leaves nothing: on a full disk its blobs would be what keeps the next one out.
+func TestFailureLeavesNothing(t *testing.T) {
+	d, err := Open(t.TempDir(), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, blobs := made(1, "shared", "own 1")
+	if err := d.Put(signed, 1, blobs); err != nil {
+		t.Fatal(err)
+	}
+	inTheWay := d.blobPath(hash("origins 2"))
+	if err := os.MkdirAll(filepath.Join(inTheWay, "kept"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	signed, blobs = made(2, "shared", "own 2")
+	if err := d.Put(signed, 2, blobs); err == nil || !strings.Contains(err.Error(), inTheWay) {
+		t.Errorf("stored over a directory: %v", err)
+	}
+	if d.Has(hash("own 2")) || !d.Has(hash("shared")) || !d.Has(hash("own 1")) {
+		t.Error("after the failure: the blobs of the failed release stay, or others went with them")
+	}
+}
+
+// A record that cannot be read now may be read later: what it names stays.
+func TestUnreadableRecordKeepsItsBlobs(t *testing.T) {
+	d, err := Open(t.TempDir(), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, blobs := made(1, "own 1")
+	if err := d.Put(signed, 1, blobs); err != nil {
+		t.Fatal(err)
+	}
+	// Reading a directory fails for root too, and with another error than that of a damaged or missing file.
+	if err := errors.Join(os.Rename(d.recordPath(1), d.path+"/away"), os.Mkdir(d.recordPath(1), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	signed, blobs = made(2, "own 2")
+	if err := d.Put(signed, 2, blobs); err != nil {
+		t.Fatal(err)
+	}
+	if !d.Has(hash("own 1")) {
+		t.Error("the blobs of a release that could not be read are gone")
+	}
+}
+
+// Whatever else somebody puts into the directory is not ours to remove, and nothing to fail on.
+func TestForeignFilesAreLeftAlone(t *testing.T) {
+	d, err := Open(t.TempDir(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := []string{"blobs/lost+found/kept", "blobs/README"}
+	for _, name := range foreign {
+		path := filepath.Join(d.path, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for epoch := uint64(1); epoch <= 2; epoch++ {
+		signed, blobs := made(epoch, fmt.Sprintf("own %d", epoch))
+		if err := d.Put(signed, epoch, blobs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range foreign {
+		if _, err := os.Stat(filepath.Join(d.path, name)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

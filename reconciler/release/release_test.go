@@ -198,6 +198,29 @@ func TestCompareAndSwap(t *testing.T) {
 	}
 }
 
+// However few releases are kept, one that never counted does not push out the one that does.
+func TestCrashKeepsTheApplied(t *testing.T) {
+	state, key := t.TempDir(), newKey(t)
+	s := open(t, state, key, 1)
+	publish(t, s, publish(t, s, nil, candidate("one", 80, 90, 1)), candidate("two", 81, 90, 1))
+	rec, blobs := Build(candidate("three", 82, 90, 1))
+	rec.Epoch = 3
+	if err := s.Dir().Put(release.Sign(key, &rec), 3, blobs); err != nil { // and the process dies before the pointer moves
+		t.Fatal(err)
+	}
+	s = open(t, state, key, 1)
+	two, err := s.Applied()
+	if err != nil || two.Record.Epoch != 2 || s.Whole(two) != nil {
+		t.Fatalf("after the crash %+v, %v", two, err)
+	}
+	if next := publish(t, s, two, candidate("three", 82, 90, 1)); next.Record.Epoch != 4 {
+		t.Errorf("the next epoch is %d, want 4", next.Record.Epoch)
+	}
+	if epochs, err := s.Dir().List(); err != nil || slices.Contains(epochs, 3) {
+		t.Errorf("kept %v, %v", epochs, err)
+	}
+}
+
 // Whatever happened to pointer and record, what cannot be trusted is not applied.
 func TestDistrust(t *testing.T) {
 	key, other := newKey(t), newKey(t)

@@ -192,6 +192,10 @@ func (s *Store) Publish(judgedBy *Release, rec release.Record, blobs map[mesh.Ha
 		return nil, fmt.Errorf("publishing: %w (epoch %d)", ErrMoved, current.Record.Epoch)
 	}
 
+	if current != nil {
+		s.dir.Pin(current.Record.Epoch) // until the pointer has moved it is the one that counts, however few are kept
+	}
+
 	epochs, err := s.dir.List()
 	if err != nil {
 		return nil, fmt.Errorf("publishing: %w", err)
@@ -210,16 +214,23 @@ func (s *Store) Publish(judgedBy *Release, rec release.Record, blobs map[mesh.Ha
 
 	signed := release.Sign(s.key, &rec)
 	if err := s.dir.Put(signed, rec.Epoch, blobs); err != nil {
-		return nil, fmt.Errorf("publishing: %w", err)
+		return nil, errors.Join(fmt.Errorf("publishing: %w", err), s.dir.Remove(rec.Epoch))
 	}
 	b, err := json.Marshal(pointer{Epoch: rec.Epoch, Commit: rec.Commit(), Record: signed.Hash()})
 	if err != nil {
 		return nil, fmt.Errorf("publishing: %w", err)
 	}
 	if err := durable.WriteSealed(s.pointerPath(), b, 0o600); err != nil {
-		// Tries that pile up records would push the applied one out of those that are kept.
-		return nil, errors.Join(fmt.Errorf("publishing: moving the applied pointer: %w", err), s.dir.Remove(rec.Epoch))
+		err = fmt.Errorf("publishing: moving the applied pointer: %w", err)
+		// It may have moved and only not be safe from a power cut yet. Then the record has to stay, and the next try finds
+		// what it is judged by moved.
+		if p, now := s.readPointer(); now == nil && p.Record == signed.Hash() {
+			return nil, err
+		}
+		// Tries that pile up records would push others out of those that are kept.
+		return nil, errors.Join(err, s.dir.Remove(rec.Epoch))
 	}
+	s.dir.Pin(rec.Epoch)
 	return &Release{signed, &rec}, nil
 }
 
