@@ -98,6 +98,9 @@ func (x *exchange) blank() {
 	x.deadline, x.body = time.Time{}, http1.Body{}
 }
 
+// late reports whether the exchange's deadline has passed.
+func (x *exchange) late() bool { return !x.deadline.IsZero() && !time.Now().Before(x.deadline) }
+
 func (x *exchange) header(name string) (string, bool) {
 	v, ok := x.req.Get(name)
 	return view(v), ok
@@ -501,7 +504,7 @@ func (s *session) gone(x *exchange) bool {
 //
 //go:noinline
 func (s *session) broken(x *exchange, err error) (keep bool) {
-	late := !x.deadline.IsZero() && l4.Timeout(err) && !time.Now().Before(x.deadline)
+	late := l4.Timeout(err) && x.late()
 	var cause error
 	if s.stopPump(x); x.pump != nil {
 		cause = x.pump.client

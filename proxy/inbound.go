@@ -93,7 +93,10 @@ func (in *Inbound) Run(ctx context.Context) error {
 		case <-renewed:
 		case t := <-tick.C:
 			in.denials.flush(log, t)
-			in.each(func(c *client) { c.age(t) })
+			in.each(func(c *client) {
+				c.age(t)
+				c.meter()
+			})
 		}
 	}
 }
@@ -478,9 +481,10 @@ func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.B
 		c.Abort()
 		return
 	}
+	c.metered(tcp)
 	failed, err := c.carry(up.Conn, b, n, func() bool { _, _, v := judge(); return v.Allowed })
 	b = nil
-	count(tcp, c.Conn, 0, 0)
+	c.meter()
 	tcp.Close(l4.Errno(err), time.Since(now), true, failed == up.Conn)
 }
 

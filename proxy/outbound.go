@@ -54,8 +54,10 @@ func (o *Outbound) ServeUpstream(ctx context.Context, ln net.Listener, service m
 	return o.serve(ctx, ln, func(ctx context.Context, c *client) { o.listener(ctx, c, d) })
 }
 
-// Run closes tunnels to destinations that a new config takes away, until ctx ends.
+// Run closes tunnels to destinations that a new config takes away, and counts what tunnels carry, until ctx ends.
 func (o *Outbound) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
 	pl, _ := o.Current.Changed()
 	for {
 		now, changed := o.Current.Changed()
@@ -71,6 +73,8 @@ func (o *Outbound) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-tick.C:
+			o.each((*client).meter)
 		}
 	}
 }
@@ -292,34 +296,42 @@ func (h *outboundHTTP) refuse(x *exchange, f *failure) bool {
 
 // connect gets a connection to an endpoint of the target, from another one where that fails.
 func (h *outboundHTTP) connect(ctx context.Context, x *exchange, again bool) (*upstream.Conn, *failure) {
-	if !x.deadline.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, x.deadline)
-		defer cancel()
-	}
 	var err error
 	for range min(h.out.Limits.Endpoints, max(h.target.Cluster.Len(), 1)) {
+		now := time.Now()
+		ep := h.target.Cluster.Pick(now, rand.Uint64(), h.failed)
+		if ep == nil {
+			err = errNoEndpoint
+			break
+		}
+		pool := ep.Pool.(*upstream.Pool)
+		if !again {
+			if c := pool.Take(now); c != nil {
+				h.ep = ep
+				return c, nil
+			}
+		}
 		var c *upstream.Conn
-		if c, h.ep, err = h.out.try(ctx, h.target.Cluster, h.failed, again); err == nil {
+		if c, err = h.out.dial(ctx, h.target.Cluster, ep, pool.Dial, x.deadline); err == nil {
+			h.ep = ep
 			return c, nil
 		}
-		h.failed, h.ep = h.ep, nil
-		if err == errNoEndpoint || ctx.Err() != nil {
+		if h.failed = ep; ctx.Err() != nil || x.late() {
 			break
 		}
 	}
-	return nil, h.unconnected(ctx, x, err)
+	return nil, h.unconnected(x, err)
 }
 
 // unconnected is the answer where no endpoint could be connected to.
 //
 //go:noinline
-func (h *outboundHTTP) unconnected(ctx context.Context, x *exchange, err error) *failure {
+func (h *outboundHTTP) unconnected(x *exchange, err error) *failure {
 	f := &failure{502, "connect-failed", "no endpoint of " + string(h.target.Service) + " accepts connections"}
 	switch {
 	case err == errNoEndpoint:
 		f = &failure{503, "no-endpoints", string(h.target.Service) + " has no endpoint; ask `heddle proxies` which workloads run"}
-	case !x.deadline.IsZero() && errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case x.late():
 		f = &failure{504, "timeout", "the request took longer than its route's timeout"}
 	case errors.Is(err, upstream.ErrIdentity):
 		f = &failure{502, "identity-failed", "no endpoint of " + string(h.target.Service) + " could be authenticated by mutual TLS"}
@@ -331,36 +343,29 @@ func (h *outboundHTTP) unconnected(ctx context.Context, x *exchange, err error) 
 
 var errNoEndpoint = errors.New("no endpoint")
 
-// try picks an endpoint and gets a connection to it: an idle one, unless a new one is asked for. The endpoint is
-// returned in any case; after an error it has been told and needs no Done.
-func (o *Outbound) try(ctx context.Context, cl *pipeline.Cluster, avoid *pipeline.Endpoint, fresh bool) (*upstream.Conn, *pipeline.Endpoint, error) {
-	now := time.Now()
-	ep := cl.Pick(now, rand.Uint64(), avoid)
-	if ep == nil {
-		return nil, nil, errNoEndpoint
+// dial makes a connection to an endpoint that was picked, and tells it, and the control plane, how that went: after an error it needs
+// no Done. What the caller's own deadline ended is nobody's fault.
+//
+//go:noinline
+func (o *Outbound) dial(ctx context.Context, cl *pipeline.Cluster, ep *pipeline.Endpoint,
+	dial func(context.Context) (*upstream.Conn, error), deadline time.Time) (*upstream.Conn, error) {
+	if !deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
 	}
-	pool := ep.Pool.(*upstream.Pool)
-	if !fresh {
-		if c := pool.Take(now); c != nil {
-			return c, ep, nil
-		}
-	}
-	c, err := pool.Dial(ctx)
-	o.dialled(ctx, cl, ep, err)
-	return c, ep, err
-}
-
-// dialled tells an endpoint how connecting went. What the caller's own deadline ended is nobody's fault.
-func (o *Outbound) dialled(ctx context.Context, cl *pipeline.Cluster, ep *pipeline.Endpoint, err error) {
+	c, err := dial(ctx)
 	if err == nil {
 		ep.Connected()
-		return
+		return c, nil
 	}
-	ep.Done(time.Now(), -1)
+	now := time.Now()
+	ep.Done(now, -1)
 	if ctx.Err() == nil {
-		ep.ConnectFailed(time.Now(), rand.Uint64())
+		ep.ConnectFailed(now, rand.Uint64())
 		o.ConnectFailed(cl.Service, ep.Addr.String(), err)
 	}
+	return nil, err
 }
 
 func (h *outboundHTTP) answered(x *exchange, now time.Time) {
@@ -462,9 +467,7 @@ func (o *Outbound) dialTCP(ctx context.Context, u *pipeline.Upstream) (*tcpTunne
 			return nil, &failure{503, "no-endpoints", string(u.Service) + " has no endpoint; ask `heddle proxies` which workloads run"}
 		}
 		var c *upstream.Conn
-		c, err = ep.Pool.(*upstream.Pool).DialTCP(ctx)
-		o.dialled(ctx, u.Cluster, ep, err)
-		if err == nil {
+		if c, err = o.dial(ctx, u.Cluster, ep, ep.Pool.(*upstream.Pool).DialTCP, time.Time{}); err == nil {
 			t := &tcpTunnel{up: c, ep: ep, tcp: o.Metrics.TCP(outboundKey(u, string(c.Peer))), opened: now}
 			t.tcp.Open()
 			return t, nil
@@ -482,6 +485,7 @@ func (o *Outbound) dialTCP(ctx context.Context, u *pipeline.Upstream) (*tcpTunne
 
 // run carries the bytes until both ends have closed.
 func (t *tcpTunnel) run(c *client, b *l4.Buffer, n int, stands func() bool) {
+	c.metered(t.tcp)
 	failed, err := c.carry(t.up.Conn, b, n, stands)
 	t.close(c, failed, err)
 }
@@ -489,6 +493,6 @@ func (t *tcpTunnel) run(c *client, b *l4.Buffer, n int, stands func() bool) {
 func (t *tcpTunnel) close(c *client, failed *l4.Conn, err error) {
 	now := time.Now()
 	t.ep.Done(now, -1)
-	count(t.tcp, c.Conn, 0, 0)
+	c.meter()
 	t.tcp.Close(l4.Errno(err), now.Sub(t.opened), true, failed == t.up.Conn && err != nil)
 }

@@ -107,6 +107,10 @@ type client struct {
 	expires  time.Time
 	retireAt time.Time   // a little earlier, so that nobody is in the middle of something
 	judge    func() bool // of a tunnel: whether it is still allowed
+
+	// Of a connection that carries bytes: where they are counted, and how many were.
+	tcp           *observe.TCP
+	read, written int64
 }
 
 const (
@@ -128,6 +132,22 @@ func (c *client) tunnelled(allowed func() bool) {
 	c.mu.Lock()
 	c.judge = allowed
 	c.mu.Unlock()
+}
+
+// metered makes meter count the connection's bytes.
+func (c *client) metered(t *observe.TCP) {
+	c.mu.Lock()
+	c.tcp = t
+	c.mu.Unlock()
+}
+
+// meter counts the bytes since the last time; a tunnel may live for days.
+func (c *client) meter() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tcp != nil {
+		c.read, c.written = count(c.tcp, c.Conn, c.read, c.written)
+	}
 }
 
 // allowed asks again whether a tunnel may go on; what is no tunnel is judged by request.
