@@ -217,7 +217,11 @@ func (s *sidecar) sweep(ctx context.Context) error {
 		select {
 		case <-tick.C:
 			s.metrics.Sweep()
-			dropProgram()
+			if s.inbound.Open()+s.outbound.Open() == 0 {
+				settle() // nobody is there whom a collection could delay
+			} else {
+				dropProgram()
+			}
 		case <-ctx.Done():
 			return nil
 		}
