@@ -25,6 +25,7 @@ type denialKey struct{ rule, peer string }
 type denial struct {
 	denialKey
 	commit, pos, id string
+	why             string // beyond the rule; may be empty
 	tcp             bool
 	logged          time.Time
 	count           uint64 // not logged yet
@@ -89,6 +90,9 @@ func (n *denial) write(log *zerolog.Logger) {
 		e = e.Str("proto", "tcp")
 	} else {
 		e = e.Str("proto", "http1")
+	}
+	if n.why != "" {
+		e = e.Str("err", n.why)
 	}
 	e.Uint64("count", n.count).Msg("denied")
 }

@@ -109,13 +109,19 @@ func (in *Inbound) verify(c *client, m *identity.Material) {
 	if chain == nil {
 		return
 	}
-	if _, err := m.Bundle.Verify(chain, time.Now(), x509.ExtKeyUsageClientAuth); err != nil {
-		if tunnel {
-			c.Abort()
-		} else {
-			c.retire()
-		}
+	switch {
+	case vouched(m, chain):
+	case tunnel:
+		c.Abort()
+	default:
+		c.retire()
 	}
+}
+
+// vouched reports whether the trust bundle vouches for a client's certificates.
+func vouched(m *identity.Material, chain []*x509.Certificate) bool {
+	_, err := m.Bundle.Verify(chain, time.Now(), x509.ExtKeyUsageClientAuth)
+	return err == nil
 }
 
 // age ends a connection with the life of its peer's SVID.
@@ -126,7 +132,9 @@ func (c *client) age(now time.Time) {
 	switch {
 	case expires.IsZero():
 	case !now.Before(expires):
-		c.Abort()
+		if c.retire(); c.state.Load() == busy {
+			c.Abort()
+		}
 	case !now.Before(retireAt):
 		c.retire()
 	}
@@ -134,6 +142,13 @@ func (c *client) age(now time.Time) {
 
 // mesh is a connection to the mesh listener.
 func (in *Inbound) mesh(ctx context.Context, c *client) {
+	in.prove(ctx, c, "")
+}
+
+// prove lets the peer of a connection prove its identity, and goes on with the port it asks for; only restricts it to
+// one port.
+func (in *Inbound) prove(ctx context.Context, c *client, only string) {
+	before := in.Identity.Load().Bundle
 	hctx, cancel := context.WithTimeout(ctx, in.Limits.Head)
 	err := c.Server(hctx, in.tls)
 	cancel()
@@ -143,11 +158,6 @@ func (in *Inbound) mesh(ctx context.Context, c *client) {
 		c.Abort()
 		return
 	}
-	in.proven(ctx, c, "")
-}
-
-// proven is a connection whose peer proved an identity; only restricts it to one port.
-func (in *Inbound) proven(ctx context.Context, c *client, only string) {
 	cs := c.TLS()
 	id, expires, err := identity.Peer(cs)
 	port := in.Current.Load().InboundBySNI(cs.ServerName)
@@ -158,8 +168,12 @@ func (in *Inbound) proven(ctx context.Context, c *client, only string) {
 	}
 	c.mu.Lock()
 	c.peer, c.chain, c.expires = string(id), cs.PeerCertificates, expires
-	c.retireAt = expires.Add(-min(5*time.Second, time.Until(expires)/8))
+	c.retireAt = expires.Add(-min(5*time.Second, time.Until(expires)/2))
 	c.mu.Unlock()
+	if m := in.Identity.Load(); m.Bundle != before && !vouched(m, cs.PeerCertificates) {
+		c.Abort() // the bundle changed during the handshake, before Run could see this connection
+		return
+	}
 	if cs.NegotiatedProtocol == spiffe.ALPNTCP {
 		in.serveTCP(ctx, c, port.Port.Name, nil, 0)
 	} else {
@@ -169,7 +183,6 @@ func (in *Inbound) proven(ctx context.Context, c *client, only string) {
 
 // exposed is a connection to the listener of one port.
 func (in *Inbound) exposed(ctx context.Context, c *client, name string) {
-	log := zerolog.Ctx(ctx)
 	proto, b, n, err := c.peek()
 	if err != nil {
 		c.Abort()
@@ -179,16 +192,7 @@ func (in *Inbound) exposed(ctx context.Context, c *client, name string) {
 		if sni, _ := detect.ServerName(b.B[:n]); spiffe.IsSNI(sni) {
 			c.Unread(b.B[:n])
 			l4.Return(b)
-			hctx, cancel := context.WithTimeout(ctx, in.Limits.Head)
-			err := c.Server(hctx, in.tls)
-			cancel()
-			if err != nil {
-				log.Debug().Str("component", "inbound").Stringer("peer", c.RemoteAddr()).Err(err).Msg("no mutual tls")
-				in.Metrics.Error(observe.Inbound, true, "handshake")
-				c.Abort()
-				return
-			}
-			in.proven(ctx, c, name)
+			in.prove(ctx, c, name)
 			return
 		}
 	}
@@ -201,8 +205,9 @@ func (in *Inbound) exposed(ctx context.Context, c *client, name string) {
 		c.Abort()
 		return
 	case port.Port.MTLS != mesh.Permissive:
-		log.Info().Str("component", "inbound").Stringer("peer", c.RemoteAddr()).Str("proto", proto.String()).
-			Str("policy", port.Port.DefaultID).Msg("plaintext refused: the port takes mutual TLS only")
+		pl, id := in.Current.Load(), port.Port.DefaultID
+		in.denials.note(zerolog.Ctx(ctx), time.Now(), denial{denialKey: denialKey{rule: id}, commit: pl.Commit, pos: pl.Origin(id),
+			id: in.denialID(pl.Epoch, id), tcp: true, why: "plaintext, and the port takes mutual TLS only"})
 		in.Metrics.Error(observe.Inbound, true, "plaintext")
 		l4.Return(b)
 		c.Abort()

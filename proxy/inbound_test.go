@@ -336,3 +336,48 @@ func TestRejudged(t *testing.T) {
 		t.Errorf("the denied connection was not logged: %s", logs)
 	}
 }
+
+// A connection lasts no longer than what its peer proved: its SVID, and the root that vouches for it.
+func TestProofEnds(t *testing.T) {
+	app := application(t, func(c net.Conn, r *bufio.Reader) { io.Copy(c, r) })
+	open := func(w *world, life time.Duration, alpn string) *tls.Conn {
+		s := identity.NewSource(nil)
+		s.Set(w.ca.svid(spiffe.ServiceID(td, web), life), w.ca.bundle(1))
+		port := map[string]string{spiffe.ALPNTCP: "raw", spiffe.ALPNHTTP1: "http"}[alpn]
+		c := tls.Client(dial(t, w.mesh), s.ClientTLS(spiffe.SNI(api, port), []spiffe.ID{spiffe.ServiceID(td, api)}, alpn))
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	ping := func(c *tls.Conn) {
+		send(t, c, "ping")
+		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		life time.Duration
+		end  func(*world)
+	}{
+		{"svid expires", 2 * time.Second, func(*world) {}},
+		{"root is retired", time.Hour, func(w *world) {
+			w.inEnv.Identity.Set(w.inEnv.Identity.Load().SVID, newAuthority(t).bundle(2))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, app, Limits{}, nil)
+			tunnel, http := open(w, c.life, spiffe.ALPNTCP), open(w, c.life, spiffe.ALPNHTTP1)
+			ping(tunnel)
+			c.end(w)
+			if _, err := tunnel.Read(make([]byte, 1)); err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the tunnel ended with %v, want a reset", err)
+			}
+			if _, err := http.Read(make([]byte, 1)); err != io.EOF { // idle: ended in order, so that a request may be sent again
+				t.Errorf("the idle connection ended with %v", err)
+			}
+		})
+	}
+}
