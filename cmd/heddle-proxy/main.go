@@ -24,10 +24,11 @@ import (
 	"github.com/heddle-mesh/heddle/internal/flagenv"
 	"github.com/heddle-mesh/heddle/proxy"
 	"github.com/heddle-mesh/heddle/proxy/identity"
+	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
-// version is set by the linker.
-var version = "v0.1.0-dev"
+// version is what the sidecar says of itself in hello.
+const version = "v" + mesh.Version
 
 // Exit codes, as of every Heddle command.
 const (

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +15,7 @@ import (
 func controlplaneCommand() *cobra.Command {
 	var (
 		cfg      controlplane.Config
+		state    string
 		logLevel string
 	)
 	cmd := &cobra.Command{
@@ -33,7 +35,7 @@ Everything that is not in Git lies in the state directory: back it up, above all
 If the root ends within 30 days, status and log say so: stop the control plane, move "ca" away, start it,
 and enrol every sidecar again.`,
 		Example: `  # beside a reconciler
-  heddle controlplane --state /var/lib/heddle/controlplane \
+  heddle controlplane --state /var/lib/heddle \
       --reconciler 127.0.0.1:4182 --reconciler-key @/etc/heddle/reconciler.key
 
   # then, for each workload
@@ -52,7 +54,7 @@ and enrol every sidecar again.`,
 			if err != nil {
 				return err
 			}
-			cfg.Version = version
+			cfg.Version, cfg.StateDir = version, filepath.Join(state, "controlplane")
 			if err := controlplane.Run(log.WithContext(cmd.Context()), cfg); err != nil {
 				return fmt.Errorf("the control plane cannot run: %w", err)
 			}
@@ -60,7 +62,7 @@ and enrol every sidecar again.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.StateDir, "state", ".heddle/controlplane", "`directory` of the control plane's own state: key, authority, enrolments, releases, operator socket")
+	f.StringVar(&state, "state", defaultState, "`directory` of the mesh's state; the control plane's own part is controlplane/ in it: key, authority, enrolments, releases, operator socket")
 	f.StringVar(&cfg.Reconciler, "reconciler", "", "`address` of the reconciler's releases port (required)")
 	f.StringVar(&cfg.ReconcilerKey, "reconciler-key", "", "the reconciler's public `key`, or @FILE with it (required)")
 	f.StringVar(&cfg.Listen, "listen", ":4180", "TCP `address` for the streams of sidecars, with mutual TLS")

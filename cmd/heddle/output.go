@@ -51,9 +51,13 @@ func complete(cmd *cobra.Command, flag string, values ...string) {
 	}
 }
 
+// defaultState is where the state of a mesh lies unless --state or HEDDLE_STATE say otherwise: the same directory for the
+// programs that keep it and for the commands that ask them.
+const defaultState = ".heddle"
+
 // stateFlag adds --state.
 func (c *cli) stateFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&c.state, "state", ".heddle", "`directory` that holds the mesh's state")
+	cmd.Flags().StringVar(&c.state, "state", defaultState, "`directory` that holds the mesh's state")
 }
 
 // list prints items: names for `-o name`, one JSON value a line for jsonl, {items: []} for json.

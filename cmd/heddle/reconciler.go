@@ -1,6 +1,8 @@
 package main
 
 import (
+	"path/filepath"
+
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/internal/flagenv"
@@ -12,6 +14,7 @@ import (
 func reconcilerCommand() *cobra.Command {
 	var (
 		cfg      reconciler.Config
+		state    string
 		logLevel string
 	)
 	cmd := &cobra.Command{
@@ -33,7 +36,7 @@ Git server call POST http://HOST:4183/hint: it carries no data and needs no secr
 Control planes connect with TLS; both sides know each other's key. "heddle key" prints them.
 Everything that is not in Git lies in the state directory: back it up, above all the file "key".`,
 		Example: `  # a repository on this machine, and a control plane beside it
-  heddle reconciler --repo ./policy --state /var/lib/heddle/reconciler \
+  heddle reconciler --repo ./policy --state /var/lib/heddle \
       --control-plane-key @/etc/heddle/control-planes
 
   # a remote repository, with a token, for one environment
@@ -54,12 +57,12 @@ Everything that is not in Git lies in the state directory: back it up, above all
 			if err != nil {
 				return err
 			}
-			cfg.Version = version
+			cfg.Version, cfg.StateDir = version, filepath.Join(state, "reconciler")
 			return reconciler.Run(log.WithContext(cmd.Context()), cfg)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.StateDir, "state", ".heddle/reconciler", "`directory` of the reconciler's own state: key, releases, operator socket")
+	f.StringVar(&state, "state", defaultState, "`directory` of the mesh's state; the reconciler's own part is reconciler/ in it: key, releases, operator socket")
 	f.StringVar(&cfg.Repo, "repo", "", "policy repository: a local path, https://… or ssh://…; `url` (required)")
 	f.StringVar(&cfg.Ref, "ref", "main", "`name` of the branch to follow, or a full ref name, or HEAD")
 	f.StringVar(&cfg.Env, "env", "", "`name` of the environment to evaluate policy for (default: the repository's own)")

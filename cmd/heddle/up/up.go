@@ -49,7 +49,7 @@ type Config struct {
 	LogLevel           string // of the children
 	// LeafTTL is how long a sidecar's certificate lasts; 0: the control plane's default, a day.
 	LeafTTL time.Duration
-	Getenv             func(string) string
+	Getenv  func(string) string
 }
 
 // drain bounds how long children may take to stop; sidecarDrain, which has to be less, how long sidecars wait for what is
@@ -274,7 +274,7 @@ func (u *supervisor) core() (reconciler, controlplane process.Spec, err error) {
 	reconciler = process.Spec{
 		Name: "reconciler", Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("reconciler"), Env: environment(nil),
 		Args: []string{"reconciler",
-			"--state", filepath.Join(u.cfg.State, "reconciler"),
+			"--state", u.cfg.State,
 			"--repo", u.repo, "--ref", u.cfg.Ref, "--env", u.cfg.Env,
 			"--listen", at["reconciler/releases"],
 			"--hint", at["reconciler/hint"],
@@ -287,7 +287,7 @@ func (u *supervisor) core() (reconciler, controlplane process.Spec, err error) {
 	controlplane = process.Spec{
 		Name: "controlplane", Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("controlplane"), Env: environment(nil),
 		Args: []string{"controlplane",
-			"--state", filepath.Join(u.cfg.State, "controlplane"),
+			"--state", u.cfg.State,
 			"--reconciler", at["reconciler/releases"],
 			"--reconciler-key", release.FormatKey(u.reconKey),
 			"--listen", at["controlplane/stream"],
