@@ -7,8 +7,9 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// denials makes one log line out of many: the first denial of a rule for a peer is logged at once, then at most one
-// line every denialEvery with the number since. A busy client that is not allowed must not fill a disk.
+// denials makes one log line out of many: the first denial of a rule for a peer, or on the way to a service, is logged
+// at once, then at most one line every denialEvery with the number since. A busy client that is not allowed must not
+// fill a disk.
 type denials struct {
 	mu sync.Mutex
 	m  map[denialKey]*denial // guarded by mu
@@ -19,7 +20,9 @@ const (
 	maxDenials  = 1024 // keys; beyond that peers of a rule are counted together
 )
 
-type denialKey struct{ rule, peer string }
+// denialKey tells kinds of denial apart. peer is the caller of an inbound denial, backend the service that an outbound
+// one did not reach.
+type denialKey struct{ rule, peer, backend string }
 
 // denial is one kind of denial. commit and pos are those of the first one since the last line.
 type denial struct {
@@ -80,11 +83,14 @@ func (d *denials) flush(log *zerolog.Logger, now time.Time) {
 }
 
 func (n *denial) write(log *zerolog.Logger) {
-	e := log.Info().Str("component", "inbound").Str("policy", n.rule).Str("pos", n.pos).Str("commit", n.commit)
-	if n.peer != "" {
-		e = e.Str("peer", n.peer)
-	} else {
-		e = e.Str("peer", "unauthenticated").Str("id", n.id)
+	e := log.Info().Str("policy", n.rule).Str("pos", n.pos).Str("commit", n.commit)
+	switch {
+	case n.backend != "":
+		e = e.Str("component", "outbound").Str("backend", n.backend)
+	case n.peer != "":
+		e = e.Str("component", "inbound").Str("peer", n.peer)
+	default:
+		e = e.Str("component", "inbound").Str("peer", "unauthenticated").Str("id", n.id)
 	}
 	if n.tcp {
 		e = e.Str("proto", "tcp")

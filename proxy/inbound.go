@@ -363,7 +363,7 @@ func (h *inboundHTTP) refuse(x *exchange, f *failure) bool {
 //
 //go:noinline
 func (h *inboundHTTP) denied(x *exchange, rule string) bool {
-	d := denial{denialKey: denialKey{rule, h.peer}, commit: h.pl.Commit, pos: h.pl.Origin(rule)}
+	d := denial{denialKey: denialKey{rule: rule, peer: h.peer}, commit: h.pl.Commit, pos: h.pl.Origin(rule)}
 	f := &failure{status: 403, reason: "denied"}
 	var extra []byte
 	if h.peer != "" {
@@ -469,7 +469,7 @@ func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.B
 	in.Metrics.Authz(key, v.Rule, v.Allowed, true)
 	now := time.Now()
 	if !v.Allowed {
-		d := denial{denialKey: denialKey{v.Rule, c.peer}, commit: pl.Commit, pos: pl.Origin(v.Rule), tcp: true}
+		d := denial{denialKey: denialKey{rule: v.Rule, peer: c.peer}, commit: pl.Commit, pos: pl.Origin(v.Rule), tcp: true}
 		if c.peer == "" {
 			d.id = in.denialID(pl.Epoch, v.Rule)
 		}

@@ -27,6 +27,7 @@ import (
 // chosen last and anew for each try, so that the choice is never older than the wait for it.
 type Outbound struct {
 	*stack
+	denials denials
 }
 
 // NewOutbound makes the stack. Run, the listeners' serving and at last Drain are the caller's to start and wait for.
@@ -37,7 +38,7 @@ func NewOutbound(env Env) *Outbound {
 	if env.ConnectFailed == nil {
 		env.ConnectFailed = func(mesh.ServiceName, string, error) {}
 	}
-	return &Outbound{newStack(env)}
+	return &Outbound{stack: newStack(env)}
 }
 
 // ServeProxy serves an HTTP proxy: requests in absolute form or with the Host of a service, and CONNECT for ports that
@@ -54,7 +55,8 @@ func (o *Outbound) ServeUpstream(ctx context.Context, ln net.Listener, service m
 	return o.serve(ctx, ln, func(ctx context.Context, c *client) { o.listener(ctx, c, d) })
 }
 
-// Run closes tunnels to destinations that a new config takes away, and counts what tunnels carry, until ctx ends.
+// Run closes tunnels to destinations that a new config takes away, counts what tunnels carry and logs the denials that
+// were held back, until ctx ends.
 func (o *Outbound) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -73,7 +75,8 @@ func (o *Outbound) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-tick.C:
+		case t := <-tick.C:
+			o.denials.flush(zerolog.Ctx(ctx), t)
 			o.each((*client).meter)
 		}
 	}
@@ -246,10 +249,20 @@ func (h *outboundHTTP) request(ctx context.Context, x *exchange, head []byte) (k
 func (h *outboundHTTP) nowhere(x *exchange) bool {
 	f, extra := refusal(h.pl, h.u, x.req.Authority)
 	if h.u.State == pipeline.Refused {
-		h.out.Metrics.Refused(outboundKey(h.u, ""), h.u.Refusal.Rule)
+		h.out.refused(h.log, h.pl, h.u, false)
 	}
 	h.out.Metrics.Error(observe.Outbound, false, f.reason)
 	return h.answer(x, f, extra)
+}
+
+// refused counts and logs a request or a connection to a service that this workload may not call at all, as the sidecar
+// of the service would.
+func (o *Outbound) refused(log *zerolog.Logger, pl *pipeline.Pipeline, u *pipeline.Upstream, tcp bool) {
+	o.Metrics.Refused(outboundKey(u, ""), u.Refusal.Rule, tcp)
+	o.denials.note(log, time.Now(), denial{
+		denialKey: denialKey{rule: u.Refusal.Rule, backend: string(u.Service)},
+		commit:    pl.Commit, pos: u.Refusal.Origin, tcp: tcp,
+	})
 }
 
 // choose finds the route of a request and the service it goes to.
@@ -431,7 +444,7 @@ func (o *Outbound) serveTCP(ctx context.Context, c *client, d destination, b *l4
 		f = &failure{400, "not-http", "bytes that are no HTTP"}
 	}
 	if f != nil && u.State == pipeline.Refused {
-		o.Metrics.Refused(outboundKey(u, ""), u.Refusal.Rule)
+		o.refused(zerolog.Ctx(ctx), pl, u, true)
 	}
 	var t *tcpTunnel
 	if f == nil {

@@ -247,7 +247,7 @@ func (s *session) confirmed(changed bool) {
 func (s *session) refused(ctx context.Context, r *proxyapi.Refused) error {
 	name := mesh.ServiceName(r.GetService())
 	s.refusals[name] = pipeline.Refusal{Service: name, Reason: r.GetReason(), Rule: r.GetRule(), Origin: r.GetOrigin()}
-	zerolog.Ctx(ctx).Info().Str("backend", r.GetService()).Str("policy", r.GetRule()).Str("pos", r.GetOrigin()).Str("reason", r.GetReason()).
+	zerolog.Ctx(ctx).Debug().Str("backend", r.GetService()).Str("policy", r.GetRule()).Str("pos", r.GetOrigin()).Str("reason", r.GetReason()).
 		Msg("destination refused")
 	if s.store.commit == "" {
 		return nil // there is no config yet that it could be added to

@@ -104,7 +104,10 @@ func New(now func() time.Time) *Registry {
 	r.tcp = newFamily(MaxSeries, func(k Key) *TCP { return &TCP{edge: r.outboundEdge(k), tls: k.TLS} }, overflow)
 	r.authz = newFamily(MaxSeries, func(k authzKey) *authz {
 		a := &authz{}
-		if !k.allowed {
+		switch {
+		case k.Direction == Outbound:
+			a.edge = r.outboundEdge(k.Key)
+		case !k.allowed:
 			a.edge = r.edges.get(edgeKey{caller(k.Peer), true})
 		}
 		return a
@@ -223,9 +226,11 @@ func (r *Registry) Authz(k Key, rule string, allowed, tcp bool) {
 
 // Refused counts an outbound request or connection that policy refused: the control plane does not serve the
 // destination, or the server's sidecar said so. rule is the id of the rule that decided, where it is known.
-func (r *Registry) Refused(k Key, rule string) {
-	if e := r.outboundEdge(k); e != nil {
-		e.deny(rule)
+func (r *Registry) Refused(k Key, rule string, tcp bool) {
+	a := r.authz.get(authzKey{k, rule, false, tcp})
+	a.n.Add(1)
+	if a.edge != nil {
+		a.edge.deny(rule)
 	}
 }
 

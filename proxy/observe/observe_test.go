@@ -65,6 +65,7 @@ func TestText(t *testing.T) {
 	r.Authz(in, "shop/api/default/http", false, false)
 	r.Authz(in, "shop/api/allow/web", true, true)
 	r.Error(observe.Outbound, false, "no-endpoints")
+	r.Refused(observe.Key{Direction: observe.Outbound, Service: "shop/ledger", Port: 9000}, "shop/ledger/deny/x", true)
 
 	const o = `direction="outbound",tls="true",server_id="spiffe://shop.test/ns/shop/sa/api",authority="api.shop.mesh:80",` +
 		`dst_service="api",dst_namespace="shop",dst_port="80",backend="shop/api-v2",route_namespace="shop",route_name="shop/api/httpRoutes/split"`
@@ -85,6 +86,7 @@ func TestText(t *testing.T) {
 		`inbound_http_authz_deny_total{` + i + `,authz_kind="default",authz_name="shop/api/default/http"} 1`,
 		`inbound_http_authz_deny_total{` + i + `,authz_kind="deny",authz_name="shop/api/deny/web"} 1`,
 		`inbound_tcp_authz_allow_total{` + i + `,authz_kind="allow",authz_name="shop/api/allow/web"} 1`,
+		`outbound_tcp_authz_deny_total{direction="outbound",tls="no_identity",dst_service="ledger",dst_namespace="shop",dst_port="9000",authz_kind="deny",authz_name="shop/ledger/deny/x"} 1`,
 		`outbound_http_errors_total{error="no-endpoints"} 1`,
 		`process_start_time_seconds 1.7e+09`,
 		`heddle_config_info{commit="a\"b\\c\n",epoch="7"} 1`,
@@ -109,7 +111,7 @@ func TestEdges(t *testing.T) {
 	h := r.HTTP(out)
 	h.Response(200, true, time.Millisecond)
 	h.Response(500, false, time.Hour)
-	r.Refused(observe.Key{Direction: observe.Outbound, Service: "shop/ledger"}, "shop/ledger/deny/x")
+	r.Refused(observe.Key{Direction: observe.Outbound, Service: "shop/ledger"}, "shop/ledger/deny/x", false)
 	tcp := out
 	tcp.Service, tcp.Backend, tcp.Route, tcp.TLS = "shop/db", "", "", false
 	r.TCP(tcp).Open()

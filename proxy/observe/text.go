@@ -254,19 +254,25 @@ func (r *Registry) writeTCP(w *Writer) {
 }
 
 func (r *Registry) writeAuthz(w *Writer) {
-	type kind struct{ allowed, tcp bool }
+	type kind struct {
+		d            Direction
+		allowed, tcp bool
+	}
 	by := map[kind][]row[*authz]{}
 	for k, v := range r.authz.all() {
-		by[kind{k.allowed, k.tcp}] = append(by[kind{k.allowed, k.tcp}], row[*authz]{k.Key.labels() + "," + Labels("authz_kind", authzKind(k.rule), "authz_name", k.rule), v})
+		at := kind{k.Direction, k.allowed, k.tcp}
+		by[at] = append(by[at], row[*authz]{k.Key.labels() + "," + Labels("authz_kind", authzKind(k.rule), "authz_name", k.rule), v})
 	}
 	for _, f := range []struct {
 		kind
 		name, help string
 	}{
-		{kind{true, false}, "inbound_http_authz_allow_total", "Requests that a rule allowed; authz_name is its id."},
-		{kind{false, false}, "inbound_http_authz_deny_total", "Requests that a rule denied; authz_name is its id."},
-		{kind{true, true}, "inbound_tcp_authz_allow_total", "Connections that a rule allowed; authz_name is its id."},
-		{kind{false, true}, "inbound_tcp_authz_deny_total", "Connections that a rule denied; authz_name is its id."},
+		{kind{Inbound, true, false}, "inbound_http_authz_allow_total", "Requests that a rule allowed; authz_name is its id."},
+		{kind{Inbound, false, false}, "inbound_http_authz_deny_total", "Requests that a rule denied; authz_name is its id."},
+		{kind{Inbound, true, true}, "inbound_tcp_authz_allow_total", "Connections that a rule allowed; authz_name is its id."},
+		{kind{Inbound, false, true}, "inbound_tcp_authz_deny_total", "Connections that a rule denied; authz_name is its id."},
+		{kind{Outbound, false, false}, "outbound_http_authz_deny_total", "Requests to a service that this workload may not call at all; authz_name is the rule's id."},
+		{kind{Outbound, false, true}, "outbound_tcp_authz_deny_total", "Connections to a service that this workload may not call at all; authz_name is the rule's id."},
 	} {
 		rows := by[f.kind]
 		if len(rows) == 0 {
