@@ -156,6 +156,7 @@ type reconciler struct {
 	permit  permit
 	fetchBy fault // why the repository cannot be looked at
 	workBy  fault // why the newest commit cannot be taken further
+	mendBy  fault // why the applied release, whose blobs are damaged, cannot be mended
 }
 
 // fault is something in the world that keeps from working; the zero fault is none.
@@ -178,9 +179,8 @@ func (r *reconciler) restore(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := r.store.Whole(r.base); err != nil {
-		log.Warn().Err(err).Uint64("epoch", r.base.Record.Epoch).Msg("applied release is damaged; compiling it again")
-		return nil
+	if r.store.Whole(r.base) != nil {
+		return nil // work mends it first
 	}
 	r.server.Announce(r.base)
 	log.Info().Str("commit", r.base.Record.Commit()).Uint64("epoch", r.base.Record.Epoch).Msg("applied release restored")
@@ -368,12 +368,31 @@ func notify(c chan struct{}) {
 
 // work takes the newest commit through the stages, one at a time, and tries again after a fault.
 func (r *reconciler) work(ctx context.Context) error {
-	var retry <-chan time.Time // after a fault
-	faults := 0
+	var retry, remend <-chan time.Time // after a fault
+	faults, unmended := 0, 0
+	mend := true
 	for {
+		if mend {
+			err := r.mend(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			r.fault(ctx, &r.mendBy, err, "applied release is damaged")
+			if mend = err != nil; mend {
+				remend = time.After(backoff(unmended, 0))
+				unmended++
+			} else {
+				remend, unmended = nil, 0
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.server.Damaged():
+			mend = true
+			continue
+		case <-remend:
+			continue
 		case <-r.wake:
 			faults = 0
 		case <-retry:
@@ -409,6 +428,39 @@ func (r *reconciler) work(ctx context.Context) error {
 	}
 }
 
+// mend brings lost blobs of the applied release back by compiling its commit again, which gives the same bytes. Without
+// it a control plane that comes anew would wait for the next commit that passes. It is nil if nothing is missing.
+func (r *reconciler) mend(ctx context.Context) error {
+	r.mu.Lock()
+	base := r.base
+	r.mu.Unlock()
+	if base == nil || len(base.Record.Sources) == 0 {
+		return nil
+	}
+	damage := r.store.Whole(base)
+	if damage == nil {
+		return nil
+	}
+	src := base.Record.Sources[0]
+	candidate, findings, err := r.compile(ctx, base.Record.Env,
+		source.Commit{Hash: src.Commit, Subject: src.Subject, Author: src.Author, Time: src.Time})
+	if err == nil && len(findings) > 0 {
+		err = fmt.Errorf("this version of Heddle finds fault with it: %s", findings[0].Message)
+	}
+	if err == nil {
+		_, blobs := release.Build(candidate)
+		err = r.store.Mend(base, blobs)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; compiling commit %s again did not mend it: %w; the next commit that passes replaces it",
+			damage, short(src.Commit), err)
+	}
+	zerolog.Ctx(ctx).Warn().AnErr("was", damage).Str("commit", src.Commit).Uint64("epoch", base.Record.Epoch).
+		Msg("applied release was damaged; mended by compiling its commit again")
+	r.server.Announce(base)
+	return nil
+}
+
 // take judges one commit and publishes it if it passes. A nil error means that the commit is settled: applied, held or
 // rejected; an error is a fault, to be tried again, unless ctx is done.
 func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
@@ -434,7 +486,7 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 	}
 	r.advance(tip, Verified)
 
-	candidate, findings, err := r.compile(ctx, tip)
+	candidate, findings, err := r.compile(ctx, r.cfg.Env, tip)
 	if err != nil {
 		return err
 	}
@@ -528,13 +580,13 @@ func (r *reconciler) judgeStart(ctx context.Context, base *release.Release, lost
 
 // compile takes a commit from its files to a mesh. Findings are the author's, an error is the world's. Every stage that
 // can still say something about a commit with findings does, so that the author sees all of them at once.
-func (r *reconciler) compile(ctx context.Context, tip source.Commit) (release.Candidate, diag.List, error) {
+func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit) (release.Candidate, diag.List, error) {
 	none := release.Candidate{}
 	snapshot, findings, err := r.src.Snapshot(ctx, tip.Hash)
 	if err != nil {
 		return none, nil, err
 	}
-	doc, found, err := r.policy.Load(ctx, snapshot, r.cfg.Env)
+	doc, found, err := r.policy.Load(ctx, snapshot, env)
 	if err != nil {
 		return none, nil, err
 	}
@@ -554,7 +606,7 @@ func (r *reconciler) compile(ctx context.Context, tip source.Commit) (release.Ca
 	return release.Candidate{
 		Source: record.Source{Name: "policy", URL: r.src.URL(), Ref: r.ref(), Commit: tip.Hash,
 			Subject: tip.Subject, Author: tip.Author, Time: tip.Time.UTC()},
-		Env: r.cfg.Env, Compiler: r.cfg.Version, Mesh: m, Origins: origins,
+		Env: env, Compiler: r.cfg.Version, Mesh: m, Origins: origins,
 	}, nil, nil
 }
 
@@ -681,7 +733,7 @@ func (r *reconciler) snapshot() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.status
-	for _, f := range []fault{r.fetchBy, r.workBy} {
+	for _, f := range []fault{r.fetchBy, r.workBy, r.mendBy} {
 		if f.err != nil && s.Fault == "" {
 			s.Fault, s.FaultSince = f.err.Error(), f.since
 		}

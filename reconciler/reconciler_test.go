@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -491,28 +492,62 @@ func TestLostPointer(t *testing.T) {
 	}
 }
 
-// A blob that is lost comes back by compiling the applied commit again; no operator is needed, since the record is whole.
+// Blobs that are lost come back by compiling the applied commit again, whatever the newest commit is; no operator is
+// needed, since the record is whole.
 func TestLostBlob(t *testing.T) {
 	r := newRig(t)
 	first := r.commit("Start", files{"mesh.cue": meshFile("example.org"), web: webFile(80)})
 	r.start()
 	before := r.await(first, Pushing).Applied
-	r.stop()
-	blobs := filepath.Join(r.cfg.StateDir, "releases", "blobs")
-	entries, err := os.ReadDir(blobs)
-	if err != nil || len(entries) == 0 {
-		t.Fatal(entries, err)
-	}
-	for _, e := range entries {
-		if err := os.WriteFile(filepath.Join(blobs, e.Name()), []byte("noise"), 0o600); err != nil {
-			t.Fatal(err)
+	spoil := func() {
+		blobs := filepath.Join(r.cfg.StateDir, "releases", "blobs")
+		entries, err := os.ReadDir(blobs)
+		if err != nil || len(entries) == 0 {
+			t.Fatal(entries, err)
+		}
+		for _, e := range entries {
+			if err := os.WriteFile(filepath.Join(blobs, e.Name()), []byte("noise"), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	served := func() {
+		t.Helper()
+		if rec, _ := r.watch().next(); rec.Behaviour != before.Behaviour || rec.Epoch != before.Epoch {
+			t.Errorf("served %+v; want %+v", rec, before)
+		}
+	}
+	r.stop()
+	spoil()
 	r.start()
 	r.await(first, Pushing)
-	if rec, _ := r.watch().next(); rec.Behaviour != before.Behaviour || rec.Epoch != before.Epoch+1 {
-		t.Errorf("served %+v; want the behaviour of %+v", rec, before)
+	served()
+
+	r.stop()
+	spoil()
+	broken := r.commit("Break", files{web: "package policy\nnothing: 1\n"})
+	r.start()
+	r.await(broken, Rejected)
+	served()
+
+	spoil() // while it runs; a control plane that asks finds out
+	var h mesh.Hash
+	if entries, err := os.ReadDir(filepath.Join(r.cfg.StateDir, "releases", "blobs")); err != nil {
+		t.Fatal(err)
+	} else if b, err := hex.DecodeString(entries[0].Name()); err != nil {
+		t.Fatal(err)
+	} else {
+		copy(h[:], b)
 	}
+	client := r.watch().client
+	r.eventually("the mended blob", func() bool {
+		blobs, err := client.Blobs(t.Context(), &proxyapi.BlobsRequest{Hashes: [][]byte{h[:]}})
+		if err == nil {
+			_, err = blobs.Recv()
+		}
+		return err == nil
+	})
+	served()
 }
 
 // While the repository cannot be read, the last good release serves and the status says what is wrong.

@@ -39,7 +39,8 @@ const (
 // Server is the Releases service. It serves what was announced last and remembers what control planes report.
 type Server struct {
 	proxyapi.UnimplementedReleasesServer
-	dir *releasedir.Dir
+	dir     *releasedir.Dir
+	damaged chan struct{} // size 1: a blob that was asked for is not there
 
 	mu      sync.Mutex // guards what follows
 	current *Release
@@ -56,7 +57,8 @@ type plane struct {
 
 // NewServer serves blobs from dir, and no release before the first Announce.
 func NewServer(dir *releasedir.Dir) *Server {
-	return &Server{dir: dir, planes: map[string]*plane{}, changed: make(chan struct{}), stop: make(chan struct{})}
+	return &Server{dir: dir, damaged: make(chan struct{}, 1), planes: map[string]*plane{},
+		changed: make(chan struct{}), stop: make(chan struct{})}
 }
 
 // Announce makes r what watchers get. One that is slow to read sees the newest only, never those between.
@@ -66,6 +68,10 @@ func (s *Server) Announce(r *Release) {
 	s.current = r
 	s.wake()
 }
+
+// Damaged is sent to when a blob that a control plane asked for is lost or damaged. Asking for one of a release that is
+// no longer kept does so too: whoever receives looks what is missing.
+func (s *Server) Damaged() <-chan struct{} { return s.damaged }
 
 // wake tells everyone that waits; mu is held.
 func (s *Server) wake() {
@@ -236,6 +242,12 @@ func (s *Server) Blobs(req *proxyapi.BlobsRequest, stream grpc.ServerStreamingSe
 		}
 		copy(h[:], want)
 		b, err := s.dir.Blob(h)
+		if err != nil {
+			select {
+			case s.damaged <- struct{}{}:
+			default:
+			}
+		}
 		switch {
 		case errors.Is(err, releasedir.ErrNotFound):
 			return status.Errorf(codes.NotFound, "%v; its release is no longer kept", err)

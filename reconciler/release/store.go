@@ -146,6 +146,12 @@ func (s *Store) Applied() (*Release, error) {
 // Whole returns nil if all blobs of a release are there.
 func (s *Store) Whole(r *Release) error { return s.dir.Whole(r.Record) }
 
+// Mend writes those blobs of a stored release again that are lost or damaged. blobs are what its commit compiles to; where
+// they are others than its record names, nothing is mended and that is the error.
+func (s *Store) Mend(r *Release, blobs map[mesh.Hash][]byte) error {
+	return s.dir.Put(r.Signed, r.Record.Epoch, blobs)
+}
+
 // Newest is the newest release that our key signed and that is whole, whatever the applied pointer says: what control
 // planes are given when the pointer is lost, because it is what they have. It is releasedir.ErrNone if there is none.
 func (s *Store) Newest() (*Release, error) {
