@@ -91,6 +91,9 @@ func TestWriteFileFailureKeepsTheOldAndLeavesNothing(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), target) {
 		t.Fatalf("error %v, want one that names %s", err, target)
 	}
+	if strings.Contains(err.Error(), "heddle-tmp") {
+		t.Errorf("%v names a file that is gone, and differs each time", err)
+	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("leftovers: %v", entries)
 	}
