@@ -208,6 +208,10 @@ func (s *Source) resolve(st *store) (plumbing.Hash, error) {
 
 // localNoRef says what is there instead of the ref.
 func (s *Source) localNoRef(st *store) error {
+	// To go-git a directory that is gone, or that may not be read, is a repository without refs.
+	if _, err := os.ReadFile(filepath.Join(s.local.git, "HEAD")); err != nil {
+		return fmt.Errorf("there is no repository to read at %s any more: %w; bring it back, or name another one", s.masked, err)
+	}
 	var names []plumbing.ReferenceName
 	refs, err := st.IterReferences()
 	if err != nil {

@@ -360,6 +360,28 @@ func TestRefErrors(t *testing.T) {
 	}
 }
 
+// A repository that was moved away is not one without commits.
+func TestLocalGone(t *testing.T) {
+	r := newRepo(t)
+	first := r.commit("first", policy)
+	s := open(t, source.Options{URL: r.dir})
+	fetch(t, s)
+	away := r.dir + ".away"
+	if err := os.Rename(r.dir, away); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Fetch(t.Context()); err == nil || !strings.Contains(err.Error(), "no such file or directory") ||
+		!strings.Contains(err.Error(), "bring it back") {
+		t.Errorf("gone: %v", err)
+	}
+	if err := os.Rename(away, r.dir); err != nil {
+		t.Fatal(err)
+	}
+	if got := fetch(t, s).Hash; got != first {
+		t.Errorf("back again: tip %s, want %s", got, first)
+	}
+}
+
 func TestOpenErrors(t *testing.T) {
 	r := newRepo(t)
 	r.commit("first", policy)
