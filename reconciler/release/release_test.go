@@ -312,9 +312,16 @@ type service struct {
 
 func start(t *testing.T) *service {
 	t.Helper()
-	s := &service{key: newKey(t), plane: newKey(t)}
-	s.store = open(t, t.TempDir(), s.key, 2)
-	s.Server = NewServer(s.store.Dir())
+	key := newKey(t)
+	store := open(t, t.TempDir(), key, 2)
+	s := serve(t, NewServer(store.Dir()), key)
+	s.store = store
+	return s
+}
+
+func serve(t *testing.T, server *Server, key ed25519.PrivateKey) *service {
+	t.Helper()
+	s := &service{Server: server, key: key, plane: newKey(t)}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -425,6 +432,24 @@ func TestSlowWatcher(t *testing.T) {
 	}
 	if seen == releases {
 		t.Error("every release was queued for a watcher that did not read")
+	}
+}
+
+// Whoever connects and says nothing is sent away: strangers must not use up what control planes need.
+func TestSilentStranger(t *testing.T) {
+	s := NewServer(open(t, t.TempDir(), newKey(t), 0).Dir())
+	s.handshake = 10 * time.Millisecond
+	svc := serve(t, s, newKey(t))
+	c, err := net.Dial("tcp", svc.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection of a stranger who said nothing is still open")
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -34,6 +35,10 @@ const (
 	maxReason = 1 << 10
 	// aliveEvery and aliveWithin find control planes that went away without a word in 20 s.
 	aliveEvery, aliveWithin = 15 * time.Second, 5 * time.Second
+	// Strangers can reach the port: these bound what they get of us. handshakeTimeout is how long a connection has to
+	// prove its key (gRPC's own default is two minutes), maxConns how many there may be at once; a control plane has one.
+	handshakeTimeout = 10 * time.Second
+	maxConns         = 1024
 )
 
 // Server is the Releases service. It serves what was announced last and remembers what control planes report.
@@ -41,6 +46,8 @@ type Server struct {
 	proxyapi.UnimplementedReleasesServer
 	dir     *releasedir.Dir
 	damaged chan struct{} // size 1: a blob that was asked for is not there
+	// handshake is how long a new connection has to prove its key: handshakeTimeout, but in tests.
+	handshake time.Duration
 
 	mu      sync.Mutex // guards what follows
 	current *Release
@@ -57,7 +64,7 @@ type plane struct {
 
 // NewServer serves blobs from dir, and no release before the first Announce.
 func NewServer(dir *releasedir.Dir) *Server {
-	return &Server{dir: dir, damaged: make(chan struct{}, 1), planes: map[string]*plane{},
+	return &Server{dir: dir, damaged: make(chan struct{}, 1), handshake: handshakeTimeout, planes: map[string]*plane{},
 		changed: make(chan struct{}), stop: make(chan struct{})}
 }
 
@@ -147,6 +154,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, key ed25519.PrivateK
 		grpc.Creds(credentials.NewTLS(pinned.ServerTLS(key, allowed))),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: aliveEvery, Timeout: aliveWithin}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 4 * time.Second, PermitWithoutStream: true}),
+		grpc.ConnectionTimeout(s.handshake),
 		grpc.MaxConcurrentStreams(100),
 		grpc.MaxSendMsgSize(proxyapi.MaxMessage),
 	)
@@ -159,7 +167,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, key ed25519.PrivateK
 		defer hurry.Stop()
 		g.GracefulStop()
 	})
-	err := g.Serve(l)
+	err := g.Serve(netutil.LimitListener(l, maxConns))
 	if stop() { // ctx is not done: the listener failed by itself
 		g.Stop()
 		return fmt.Errorf("serving releases on %s: %w", l.Addr(), err)

@@ -273,7 +273,7 @@ func (s *Store) History() ([]Entry, error) {
 		}
 		rec, err := signed.Verify(s.public())
 		if err != nil {
-			failed = append(failed, fmt.Errorf("release %d: %w", epoch, err))
+			failed = append(failed, fmt.Errorf("release %d: %w; it is passed over, and goes when newer ones come", epoch, err))
 			continue
 		}
 		hashes[signed.Hash()] = rec.Behaviour
