@@ -424,7 +424,7 @@ func (r *reconciler) work(ctx context.Context) error {
 		if preempted {
 			continue // a fault of work that nobody wants any more is none
 		}
-		r.fault(ctx, &r.workBy, err, "commit cannot be judged")
+		r.fault(ctx, &r.workBy, err, "commit cannot be taken further")
 	}
 }
 
