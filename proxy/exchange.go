@@ -228,7 +228,7 @@ func (s *session) requests(ctx context.Context, h handler) {
 		}
 	}
 	if tcp != nil {
-		tcp.Close("", time.Since(opened), false, false)
+		tcp.Close("", time.Since(opened), false)
 	}
 }
 

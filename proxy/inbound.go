@@ -482,7 +482,7 @@ func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.B
 	up, err := in.Transport.App(port.App).DialTCP(ctx)
 	if err != nil {
 		log.Debug().Str("component", "inbound").Err(err).Msg("application unreachable")
-		tcp.Close(l4.Errno(err), time.Since(now), true, true)
+		tcp.Close(l4.Errno(err), time.Since(now), true)
 		c.Abort()
 		return
 	}
@@ -490,7 +490,7 @@ func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.B
 	failed, err := c.carry(up.Conn, b, n, func() bool { _, _, v := judge(); return v.Allowed })
 	b = nil
 	c.meter()
-	tcp.Close(l4.Errno(err), time.Since(now), true, failed == up.Conn)
+	tcp.Close(l4.Errno(err), time.Since(now), failed == up.Conn)
 }
 
 // carry sends on what was read already, gives the buffer back, and goes on as a tunnel.

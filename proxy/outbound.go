@@ -507,5 +507,5 @@ func (t *tcpTunnel) close(c *client, failed *l4.Conn, err error) {
 	now := time.Now()
 	t.ep.Done(now, -1)
 	c.meter()
-	t.tcp.Close(l4.Errno(err), now.Sub(t.opened), true, failed == t.up.Conn && err != nil)
+	t.tcp.Close(l4.Errno(err), now.Sub(t.opened), failed == t.up.Conn && err != nil)
 }

@@ -15,8 +15,10 @@ import (
 const (
 	// Window is what rates and latencies are taken over: long enough for five reports, short enough to follow a commit.
 	Window = 10 * time.Second
-	// forget is how long an edge without a report stays.
+	// forget is how long an edge without a report is shown.
 	forget = 10 * time.Minute
+	// openFor is how long a report of open connections is believed. Sidecars repeat it while there are any.
+	openFor = 3 * proxyapi.OpenEvery
 	// maxEdges bounds the edges of one workload. Who reports more loses the rest: names come from peers.
 	maxEdges = 512
 )
@@ -27,6 +29,8 @@ type Edge struct {
 	To   string `json:"to"`
 	TCP  bool   `json:"tcp"`
 	MTLS bool   `json:"mtls"`
+	// Open is the number of TCP connections that were open when their sidecars last reported. HTTP has requests instead.
+	Open uint64 `json:"open"`
 	// RequestsPerSecond counts HTTP requests answered, or TCP connections closed.
 	RequestsPerSecond float64 `json:"requestsPerSecond"`
 	// Success is the share of requests that succeeded, from 0 to 1; null where there were none.
@@ -85,12 +89,13 @@ type sample struct {
 
 // edge is one direction between a workload and a peer.
 type edge struct {
-	total     counters // as last reported
-	samples   []sample // within the window, oldest first
-	first     time.Time
-	last      time.Time
-	mtls, tcp bool
-	rule      string
+	total   counters // as last reported
+	samples []sample // within the window, oldest first
+	first   time.Time
+	last    time.Time
+	mtls    bool
+	open    uint64
+	rule    string
 }
 
 // key names an edge within a workload.
@@ -128,7 +133,7 @@ func (t *Traffic) Connect(workload, service, instance string, running bool) {
 	fresh := &reporter{service: service, instance: instance, baseline: running && r == nil, edges: map[key]*edge{}}
 	if r != nil && r.service == service {
 		for k, e := range r.edges { // what its predecessor saw stays in the window
-			e.total = counters{}
+			e.total, e.open = counters{}, 0
 			fresh.edges[k] = e
 		}
 	}
@@ -161,7 +166,7 @@ func (t *Traffic) Report(workload string, report *proxyapi.TrafficReport, now ti
 			}
 		}
 		e.samples = recent(e.samples, now)
-		e.total, e.last, e.mtls, e.tcp = total, now, g.Mtls, g.Tcp
+		e.total, e.last, e.mtls, e.open = total, now, g.Mtls, g.Open
 		if g.Rule != "" {
 			e.rule = g.Rule[:min(len(g.Rule), 512)]
 		}
@@ -193,7 +198,7 @@ type sum struct {
 	first             time.Time
 }
 
-// Edges returns the edges sorted by their ends, TCP after HTTP. Those that nobody reported for ten minutes are dropped.
+// Edges returns the edges sorted by their ends, TCP after HTTP. Those that nobody reported for ten minutes are left out.
 func (t *Traffic) Edges(now time.Time) []Edge {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -205,8 +210,7 @@ func (t *Traffic) Edges(now time.Time) []Edge {
 	for _, r := range t.reporters {
 		for k, e := range r.edges {
 			if now.Sub(e.last) > forget {
-				delete(r.edges, k)
-				continue
+				continue // its counters are kept: they are where counting goes on when it comes back
 			}
 			p := pair{from: r.service, to: k.peer, tcp: k.tcp}
 			if k.inbound {
@@ -229,6 +233,9 @@ func (t *Traffic) Edges(now time.Time) []Edge {
 			} else {
 				s.outbound += c.denied
 				s.add(c)
+				if now.Sub(e.last) <= openFor {
+					s.Open += e.open
+				}
 			}
 			if !e.last.Before(s.last) {
 				s.last, s.MTLS = e.last, e.mtls

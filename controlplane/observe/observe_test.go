@@ -66,6 +66,45 @@ func TestEdges(t *testing.T) {
 	}
 }
 
+// A connection is an edge while it lives, however long it says nothing, and is none of a sidecar that is gone.
+func TestOpenConnections(t *testing.T) {
+	tr, now := New(), time.Now()
+	tr.Connect("shop/api-1", "shop/api", "i", false)
+	tr.Connect("shop/api-2", "shop/api", "i", false)
+	for range 40 {
+		for _, w := range []string{"shop/api-1", "shop/api-2"} {
+			tr.Report(w, report(&proxyapi.EdgeTraffic{Service: "shop/ledger", Open: 2, Mtls: true, Tcp: true}), now)
+		}
+		now = now.Add(proxyapi.OpenEvery)
+	}
+	e := only(t, tr.Edges(now))
+	if e.From != "shop/api" || e.To != "shop/ledger" || !e.TCP || !e.MTLS || e.Open != 4 || e.RequestsPerSecond != 0 || e.Success != nil {
+		t.Errorf("the edge is %+v", e)
+	}
+	tr.Connect("shop/api-2", "shop/api", "another process", false)
+	if e := only(t, tr.Edges(now)); e.Open != 2 {
+		t.Errorf("after a restart of one of two the edge is %+v", e)
+	}
+	if e := only(t, tr.Edges(now.Add(5*time.Minute))); e.Open != 0 {
+		t.Errorf("five minutes after the last report the edge is %+v", e)
+	}
+}
+
+// An edge that was quiet for so long that it is not shown goes on where it was: its past is no traffic of the moment.
+func TestQuietEdge(t *testing.T) {
+	tr, now := New(), time.Now()
+	tr.Connect("shop/web-1", "shop/web", "i", false)
+	tr.Report("shop/web-1", report(&proxyapi.EdgeTraffic{Service: "shop/api", Requests: 1e6, Successes: 1e6}), now)
+	now = now.Add(2 * forget)
+	if es := tr.Edges(now); len(es) != 0 {
+		t.Errorf("after %v of silence there is %+v", 2*forget, es)
+	}
+	tr.Report("shop/web-1", report(&proxyapi.EdgeTraffic{Service: "shop/api", Requests: 1e6 + 20, Successes: 1e6 + 20}), now)
+	if e := only(t, tr.Edges(now)); !near(e.RequestsPerSecond, 2) {
+		t.Errorf("the edge is %+v", e)
+	}
+}
+
 func TestDenialsAreCountedOnce(t *testing.T) {
 	tr, now := New(), time.Now()
 	tr.Connect("shop/web-1", "shop/web", "i", false)

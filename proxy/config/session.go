@@ -44,6 +44,7 @@ type session struct {
 	key        *ecdsa.PrivateKey // of the certificate request that is not answered; nil: there is none
 	renew      *time.Timer
 	edges      []observe.Edge // as last reported
+	reported   time.Time      // when that was
 	kept       time.Time      // when the last known good config was last handed to the saver
 }
 
@@ -364,17 +365,20 @@ func (s *session) ask() error {
 	return nil
 }
 
-// report sends the traffic summary where it has changed.
+// report sends the traffic summary where it has changed, and again now and then while connections are open: a control
+// plane cannot tell a quiet connection from a sidecar that is gone.
 func (s *session) report() error {
 	edges := s.Metrics.Edges()
-	if slices.EqualFunc(edges, s.edges, sameEdge) {
+	now := time.Now()
+	open := slices.ContainsFunc(edges, func(e observe.Edge) bool { return e.Open > 0 })
+	if slices.EqualFunc(edges, s.edges, sameEdge) && !(open && now.Sub(s.reported) >= proxyapi.OpenEvery) {
 		return nil
 	}
-	s.edges = edges
+	s.edges, s.reported = edges, now
 	r := &proxyapi.TrafficReport{}
 	for _, e := range edges {
 		r.Edges = append(r.Edges, &proxyapi.EdgeTraffic{
-			Service: e.Service, Inbound: e.Inbound, Requests: e.Requests, Successes: e.Successes, Denied: e.Denied,
+			Service: e.Service, Inbound: e.Inbound, Requests: e.Requests, Successes: e.Successes, Denied: e.Denied, Open: e.Open,
 			Mtls: e.MTLS, Tcp: e.TCP, Latency: e.Latency, Rule: e.Rule,
 		})
 	}
@@ -383,5 +387,5 @@ func (s *session) report() error {
 
 func sameEdge(a, b observe.Edge) bool {
 	return a.Service == b.Service && a.Inbound == b.Inbound && a.Requests == b.Requests && a.Successes == b.Successes &&
-		a.Denied == b.Denied && a.MTLS == b.MTLS && a.TCP == b.TCP && a.Rule == b.Rule
+		a.Denied == b.Denied && a.Open == b.Open && a.MTLS == b.MTLS && a.TCP == b.TCP && a.Rule == b.Rule
 }

@@ -99,16 +99,24 @@ func New(now func() time.Time) *Registry {
 		now = time.Now
 	}
 	r := &Registry{now: now, started: now()}
-	r.edges = newFamily(MaxEdges, func(edgeKey) *edge { return &edge{} }, func(k edgeKey) edgeKey { return edgeKey{otherPeers, k.inbound} })
-	r.http = newFamily(MaxSeries, func(k Key) *HTTP { return &HTTP{edge: r.outboundEdge(k), tls: k.TLS} }, overflow)
-	r.tcp = newFamily(MaxSeries, func(k Key) *TCP { return &TCP{edge: r.outboundEdge(k), tls: k.TLS} }, overflow)
+	r.edges = newFamily(MaxEdges, func(edgeKey) *edge { return &edge{} }, func(k edgeKey) edgeKey {
+		return edgeKey{service: otherPeers, inbound: k.inbound, tcp: k.tcp}
+	})
+	r.http = newFamily(MaxSeries, func(k Key) *HTTP { return &HTTP{edge: r.outboundEdge(k, false), tls: k.TLS} }, overflow)
+	r.tcp = newFamily(MaxSeries, func(k Key) *TCP {
+		t := &TCP{tls: k.TLS}
+		if dialled(k) {
+			t.edge = r.outboundEdge(k, true)
+		}
+		return t
+	}, overflow)
 	r.authz = newFamily(MaxSeries, func(k authzKey) *authz {
 		a := &authz{}
 		switch {
 		case k.Direction == Outbound:
-			a.edge = r.outboundEdge(k.Key)
+			a.edge = r.outboundEdge(k.Key, k.tcp)
 		case !k.allowed:
-			a.edge = r.edges.get(edgeKey{caller(k.Peer), true})
+			a.edge = r.edges.get(edgeKey{caller(k.Peer), true, k.tcp})
 		}
 		return a
 	}, func(k authzKey) authzKey { return authzKey{Key: overflow(k.Key), allowed: k.allowed, tcp: k.tcp} })
@@ -121,12 +129,16 @@ func New(now func() time.Time) *Registry {
 func overflow(k Key) Key { return Key{Direction: k.Direction, overflow: true} }
 
 // outboundEdge is the peer that a label set's traffic goes to.
-func (r *Registry) outboundEdge(k Key) *edge {
+func (r *Registry) outboundEdge(k Key, tcp bool) *edge {
 	if k.Direction != Outbound || k.Service == "" {
 		return nil
 	}
-	return r.edges.get(edgeKey{string(cmp.Or(k.Backend, k.Service)), false})
+	return r.edges.get(edgeKey{string(cmp.Or(k.Backend, k.Service)), false, tcp})
 }
+
+// dialled tells an outbound connection that carries bytes to a sidecar, whose server was proven, from one that the
+// application made to speak HTTP: the requests of that one are counted themselves.
+func dialled(k Key) bool { return k.Direction == Outbound && k.Peer != "" }
 
 // HTTP finds or makes the series of a key. Take it for each request, and do not keep it longer: a series that was idle
 // leaves, and what is then added to it is lost.
@@ -183,12 +195,17 @@ func (t *TCP) total() uint64 {
 }
 
 // Open counts a connection that was accepted or dialled. Each is followed by one Close.
-func (t *TCP) Open() { t.opened.Add(1) }
+func (t *TCP) Open() {
+	t.opened.Add(1)
+	if t.edge != nil {
+		t.edge.open.Add(1)
+		t.edge.mtls.Store(t.tls)
+	}
+}
 
-// Close counts its end. errno is "" for a clean end, else a word such as "ECONNRESET"; it must be one of few. opaque
-// says that the connection carried bytes rather than HTTP, so that the traffic summary counts it as an exchange; failed
-// says whether it then ended by a fault of the upstream.
-func (t *TCP) Close(errno string, lived time.Duration, opaque, failed bool) {
+// Close counts its end. errno is "" for a clean end, else a word such as "ECONNRESET"; it must be one of few. failed
+// says whether it ended by a fault of the upstream.
+func (t *TCP) Close(errno string, lived time.Duration, failed bool) {
 	c, ok := t.errnos.Load(errno)
 	if !ok {
 		c, _ = t.errnos.LoadOrStore(errno, &counter{})
@@ -196,9 +213,8 @@ func (t *TCP) Close(errno string, lived time.Duration, opaque, failed bool) {
 	c.(*counter).n.Add(1)
 	t.lived.Observe(lived)
 	t.closed.Add(1)
-	if t.edge != nil && opaque {
-		t.edge.tcp.Store(true)
-		t.edge.mtls.Store(t.tls)
+	if t.edge != nil {
+		t.edge.open.Add(-1)
 		t.edge.requests.Add(1)
 		if !failed {
 			t.edge.successes.Add(1)
@@ -220,7 +236,6 @@ func (r *Registry) Authz(k Key, rule string, allowed, tcp bool) {
 	if a.edge != nil {
 		a.edge.deny(rule)
 		a.edge.mtls.Store(k.TLS)
-		a.edge.tcp.Store(tcp)
 	}
 }
 
@@ -272,15 +287,17 @@ func caller(id string) string {
 // otherPeers is the name of the peers that do not fit into the traffic summary.
 const otherPeers = "other"
 
-// edgeKey is one direction of traffic with one peer.
+// edgeKey is one direction of traffic with one peer. Bytes are apart from requests: a peer may have ports of both kinds,
+// and a connection is no request.
 type edgeKey struct {
-	service string
-	inbound bool
+	service      string
+	inbound, tcp bool
 }
 
 type edge struct {
 	requests, successes, denied atomic.Uint64
-	mtls, tcp                   atomic.Bool
+	open                        atomic.Int64 // connections that carry bytes
+	mtls                        atomic.Bool
 	latency                     Histogram
 	rule                        atomic.Pointer[string]
 }
@@ -300,36 +317,42 @@ type Edge struct {
 	Service                     string
 	Inbound                     bool
 	Requests, Successes, Denied uint64
+	Open                        uint64 // TCP connections that are open now
 	MTLS, TCP                   bool
 	Latency                     []uint64 // by proxyapi.LatencyBounds, the last one is +Inf
 	Rule                        string
 }
 
-// Edges are sorted by direction and service.
+// Edges are sorted by direction and service, TCP after HTTP.
 func (r *Registry) Edges() []Edge {
 	var out []Edge
 	for k, e := range r.edges.all() {
 		x := Edge{
 			Service: k.service, Inbound: k.inbound, Requests: e.requests.Load(), Successes: e.successes.Load(),
-			Denied: e.denied.Load(), MTLS: e.mtls.Load(), TCP: e.tcp.Load(), Latency: e.latency.counts(),
+			Denied: e.denied.Load(), Open: uint64(max(e.open.Load(), 0)), MTLS: e.mtls.Load(), TCP: k.tcp, Latency: e.latency.counts(),
 		}
 		if p := e.rule.Load(); p != nil {
 			x.Rule = *p
 		}
-		if x.Requests+x.Denied > 0 {
+		if x.Requests+x.Denied+x.Open > 0 {
 			out = append(out, x)
 		}
 	}
 	slices.SortFunc(out, func(a, b Edge) int {
-		if a.Inbound != b.Inbound {
-			if b.Inbound {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Compare(a.Service, b.Service)
+		return cmp.Or(before(a.Inbound, b.Inbound), cmp.Compare(a.Service, b.Service), before(a.TCP, b.TCP))
 	})
 	return out
+}
+
+// before orders false before true.
+func before(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // Histogram counts durations by proxyapi.LatencyBounds. The zero Histogram is empty.

@@ -60,7 +60,7 @@ func TestText(t *testing.T) {
 	r.TCP(in).Read(5)
 	r.TCP(in).Write(7)
 	r.TCP(in).Open()
-	r.TCP(in).Close("ECONNRESET", time.Second, false, true)
+	r.TCP(in).Close("ECONNRESET", time.Second, true)
 	r.Authz(in, "shop/api/deny/web", false, false)
 	r.Authz(in, "shop/api/default/http", false, false)
 	r.Authz(in, "shop/api/allow/web", true, true)
@@ -113,10 +113,16 @@ func TestEdges(t *testing.T) {
 	h.Response(500, false, time.Hour)
 	r.Refused(observe.Key{Direction: observe.Outbound, Service: "shop/ledger"}, "shop/ledger/deny/x", false)
 	tcp := out
-	tcp.Service, tcp.Backend, tcp.Route, tcp.TLS = "shop/db", "", "", false
+	tcp.Service, tcp.Backend, tcp.Route = "shop/db", "", ""
 	r.TCP(tcp).Open()
-	r.TCP(tcp).Close("", time.Second, true, false)
-	r.TCP(out).Close("", time.Second, false, false) // HTTP: its requests were counted
+	r.TCP(tcp).Open()
+	r.TCP(tcp).Close("", time.Second, false)
+	quiet := tcp
+	quiet.Service = "shop/api-v2" // which has an HTTP port too
+	r.TCP(quiet).Open()
+	app := out
+	app.Peer, app.TLS = "", false
+	r.TCP(app).Open() // of the application, to speak HTTP: its requests were counted
 	r.Authz(in, "shop/api/deny/web", false, false)
 	odd := in
 	odd.Peer, odd.TLS = "spiffe://shop.test/vm/7", false
@@ -134,7 +140,8 @@ func TestEdges(t *testing.T) {
 	}
 	want := []observe.Edge{
 		{Service: "shop/api-v2", Requests: 2, Successes: 1, MTLS: true, Latency: lat(0, 25)},
-		{Service: "shop/db", Requests: 1, Successes: 1, TCP: true, Latency: lat()},
+		{Service: "shop/api-v2", Open: 1, MTLS: true, TCP: true, Latency: lat()},
+		{Service: "shop/db", Requests: 1, Successes: 1, Open: 1, MTLS: true, TCP: true, Latency: lat()},
 		{Service: "shop/ledger", Denied: 1, Rule: "shop/ledger/deny/x", Latency: lat()},
 		{Service: "shop/web", Inbound: true, Denied: 1, MTLS: true, Rule: "shop/api/deny/web", Latency: lat()},
 		{Service: "spiffe://shop.test/vm/7", Inbound: true, Denied: 1, TCP: true, Rule: "shop/api/default/http", Latency: lat()},
@@ -191,7 +198,7 @@ func TestIdleSeriesLeave(t *testing.T) {
 	if len(lines(got, "tcp_open_connections")) != 1 {
 		t.Error("the series of an open connection left")
 	}
-	r.TCP(in).Close("", time.Minute, false, false)
+	r.TCP(in).Close("", time.Minute, false)
 	r.Sweep()
 	c.t = c.t.Add(observe.IdleAfter)
 	if got := text(t, r); strings.Contains(got, "tcp_open") || strings.Contains(got, "request_total") {

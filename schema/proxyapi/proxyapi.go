@@ -18,6 +18,8 @@ const (
 	HeartbeatEvery = 5 * time.Second
 	// TrafficEvery is how often a sidecar reports traffic, while there is any.
 	TrafficEvery = 2 * time.Second
+	// OpenEvery is how often it repeats an unchanged report while it has open TCP connections in it.
+	OpenEvery = 30 * time.Second
 	// ProofSkew is how far the time of an enrolment's proof may be off.
 	ProofSkew = 5 * time.Minute
 	// MaxMessage bounds a message of the config stream and of the releases service, in bytes.

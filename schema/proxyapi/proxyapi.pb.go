@@ -522,7 +522,7 @@ func (x *CertificateRequest) GetCsr() []byte {
 }
 
 // TrafficReport has cumulative counters since the process started, one entry an edge, sent every two seconds while
-// they change.
+// they change, and every thirty while there are open connections.
 type TrafficReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Edges         []*EdgeTraffic         `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
@@ -579,6 +579,7 @@ type EdgeTraffic struct {
 	Tcp           bool                   `protobuf:"varint,7,opt,name=tcp,proto3" json:"tcp,omitempty"`
 	Latency       []uint64               `protobuf:"varint,8,rep,packed,name=latency,proto3" json:"latency,omitempty"` // counts by the bucket bounds of proxyapi.LatencyBounds, the last one is +Inf
 	Rule          string                 `protobuf:"bytes,9,opt,name=rule,proto3" json:"rule,omitempty"`               // the rule id of the last denial
+	Open          uint64                 `protobuf:"varint,10,opt,name=open,proto3" json:"open,omitempty"`             // TCP connections to the peer that are open now; not cumulative
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +675,13 @@ func (x *EdgeTraffic) GetRule() string {
 		return x.Rule
 	}
 	return ""
+}
+
+func (x *EdgeTraffic) GetOpen() uint64 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
 }
 
 // ConnectFailure reports an endpoint that could not be reached, so that stale endpoints heal.
@@ -2019,7 +2027,7 @@ const file_proxyapi_proto_rawDesc = "" +
 	"\x12CertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"F\n" +
 	"\rTrafficReport\x125\n" +
-	"\x05edges\x18\x01 \x03(\v2\x1f.heddle.proxyapi.v1.EdgeTrafficR\x05edges\"\xe7\x01\n" +
+	"\x05edges\x18\x01 \x03(\v2\x1f.heddle.proxyapi.v1.EdgeTrafficR\x05edges\"\xfb\x01\n" +
 	"\vEdgeTraffic\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\ainbound\x18\x02 \x01(\bR\ainbound\x12\x1a\n" +
@@ -2029,7 +2037,9 @@ const file_proxyapi_proto_rawDesc = "" +
 	"\x04mtls\x18\x06 \x01(\bR\x04mtls\x12\x10\n" +
 	"\x03tcp\x18\a \x01(\bR\x03tcp\x12\x18\n" +
 	"\alatency\x18\b \x03(\x04R\alatency\x12\x12\n" +
-	"\x04rule\x18\t \x01(\tR\x04rule\"Z\n" +
+	"\x04rule\x18\t \x01(\tR\x04rule\x12\x12\n" +
+	"\x04open\x18\n" +
+	" \x01(\x04R\x04open\"Z\n" +
 	"\x0eConnectFailure\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +

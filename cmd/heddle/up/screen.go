@@ -153,12 +153,12 @@ func (s *screen) edges(v view, style terminal.Style) *terminal.Table {
 // EdgeColumns are the columns of [EdgeRow].
 func EdgeColumns() []terminal.Column {
 	return []terminal.Column{
-		{Title: "FROM"}, {Title: "TO"}, {Title: "SECURED", Drop: 2}, {Title: "REQ/S", Right: true}, {Title: "SUCCESS", Right: true},
+		{Title: "FROM"}, {Title: "TO"}, {Title: "SECURED", Drop: 2}, {Title: "CONNS", Right: true, Drop: 6}, {Title: "REQ/S", Right: true}, {Title: "SUCCESS", Right: true},
 		{Title: "P50", Right: true, Drop: 5}, {Title: "P99", Right: true, Drop: 4}, {Title: "DENIED/S", Right: true, Drop: 3}, {Title: "RULE", Drop: 1},
 	}
 }
 
-// EdgeRow is an edge as a row of a table: from, to, secured, requests, success, p50, p99, denied, rule. places has the
+// EdgeRow is an edge as a row of a table: from, to, secured, open connections of TCP, requests, success, p50, p99, denied, rule. places has the
 // file:line of rules.
 func EdgeRow(e observe.Edge, places map[string]string) (terminal.Mark, []string) {
 	mark, denied, rule, secured := terminal.Fine, "", "", "none"
@@ -179,6 +179,10 @@ func EdgeRow(e observe.Edge, places map[string]string) (terminal.Mark, []string)
 			rule = place
 		}
 	}
+	conns := ""
+	if e.TCP {
+		conns = fmt.Sprint(e.Open)
+	}
 	success, p50, p99 := "", millis(e.P50), millis(e.P99)
 	if e.Success != nil {
 		success = fmt.Sprintf("%.1f%%", 100**e.Success)
@@ -186,7 +190,7 @@ func EdgeRow(e observe.Edge, places map[string]string) (terminal.Mark, []string)
 			success = "<100%"
 		}
 	}
-	return mark, []string{serviceOf(e.From), serviceOf(e.To), secured, fmt.Sprintf("%.1f", e.RequestsPerSecond), success, p50, p99, denied, rule}
+	return mark, []string{serviceOf(e.From), serviceOf(e.To), secured, conns, fmt.Sprintf("%.1f", e.RequestsPerSecond), success, p50, p99, denied, rule}
 }
 
 func millis(v *float64) string {

@@ -38,17 +38,18 @@ func TestEdgeRow(t *testing.T) {
 		want string
 	}{
 		{"fine", observe.Edge{From: "a/b", To: "a/c", MTLS: true, RequestsPerSecond: 20, Success: number(1), P50: number(0.4), P99: number(12.3)},
-			terminal.Fine, "a/b|a/c|mTLS|20.0|100.0%|1ms|12ms||"},
-		{"success of no requests is no number", observe.Edge{From: "a/b", To: "a/c", MTLS: true}, terminal.Fine, "a/b|a/c|mTLS|0.0|||||"},
+			terminal.Fine, "a/b|a/c|mTLS||20.0|100.0%|1ms|12ms||"},
+		{"success of no requests is no number", observe.Edge{From: "a/b", To: "a/c", MTLS: true}, terminal.Fine, "a/b|a/c|mTLS||0.0|||||"},
+		{"a connection that lives", observe.Edge{From: "a/b", To: "a/c", MTLS: true, TCP: true, Open: 3}, terminal.Fine, "a/b|a/c|mTLS|3|0.0|||||"},
 		{"nearly all is not all", observe.Edge{From: "a/b", To: "a/c", MTLS: true, RequestsPerSecond: 9, Success: number(0.9999)},
-			terminal.Fine, "a/b|a/c|mTLS|9.0|<100%||||"},
-		{"plaintext is marked", observe.Edge{From: "", To: "a/c"}, terminal.Warning, "(outside)|a/c|none|0.0|||||"},
+			terminal.Fine, "a/b|a/c|mTLS||9.0|<100%||||"},
+		{"plaintext is marked", observe.Edge{From: "", To: "a/c"}, terminal.Warning, "(outside)|a/c|none||0.0|||||"},
 		{"a denial has its line", observe.Edge{From: "spiffe://td/ns/a/sa/b", To: "a/c", MTLS: true, DeniedPerSecond: 2, Rule: "r"},
-			terminal.Trouble, "a/b|a/c|mTLS|0.0||||2.0|c.cue:3"},
+			terminal.Trouble, "a/b|a/c|mTLS||0.0||||2.0|c.cue:3"},
 		{"what was never sent has no security", observe.Edge{From: "a/b", To: "a/c", DeniedPerSecond: 2, Rule: "r"},
-			terminal.Trouble, "a/b|a/c||0.0||||2.0|c.cue:3"},
+			terminal.Trouble, "a/b|a/c|||0.0||||2.0|c.cue:3"},
 		{"or its rule", observe.Edge{From: "a/b", To: "a/c", MTLS: true, DeniedPerSecond: 2, Rule: "s"},
-			terminal.Trouble, "a/b|a/c|mTLS|0.0||||2.0|s"},
+			terminal.Trouble, "a/b|a/c|mTLS||0.0||||2.0|s"},
 	} {
 		mark, cells := EdgeRow(c.edge, map[string]string{"r": "c.cue:3"})
 		if got := strings.Join(cells, "|"); mark != c.mark || got != c.want {
