@@ -137,6 +137,14 @@ func (v *View) Callees(identity string) []mesh.ServiceName {
 	return out
 }
 
+// reaches reports whether an identity may call one of the services that the routes of a service name.
+func (v *View) reaches(n mesh.ServiceName, identity string) bool {
+	return slices.ContainsFunc(v.backends[n], func(b mesh.ServiceName) bool {
+		in, ok := v.Mesh.InboundOf(b)
+		return ok && decide.MayCall(in, identity)
+	})
+}
+
 // serviceOf is the service that a rule, route or default id belongs to: its first two path elements.
 func serviceOf(id string) mesh.ServiceName {
 	ns, rest, _ := strings.Cut(id, "/")
@@ -225,6 +233,8 @@ func New(v *View, endpoints *inventory.Snapshot, w *Workload) *Config {
 		case !ok || !called:
 			refused[n] = Refused{Service: n, Unknown: true}
 		case served[n]:
+		case v.reaches(n, w.Identity): // the service refuses, one that its routes name does not: each judges for itself
+			serve(n)
 		default: // not among the callees, so MayCall is false
 			refused[n] = v.denial(in, w.Identity)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 	"github.com/heddle-mesh/heddle/schema/release"
+	"github.com/heddle-mesh/heddle/schema/spiffe"
 )
 
 func identity(i int) string { return fmt.Sprintf("spiffe://mesh.test/ns/n/sa/s%d", i) }
@@ -157,5 +158,41 @@ func TestViewsShareWhatDidNotChange(t *testing.T) {
 	}
 	if !slices.IsSortedFunc(b.Objects, compare) || len(b.State) != sha256.Size {
 		t.Error("the objects are not sorted")
+	}
+}
+
+// TestRefusals: a destination is refused only where neither the service nor any that its routes name would take the
+// caller. Where one of them would, each judges for itself.
+func TestRefusals(t *testing.T) {
+	id := func(n mesh.ServiceName) string { return string(spiffe.ServiceID("a.test", n)) }
+	inbound := func(n mesh.ServiceName, from string) mesh.Inbound {
+		return mesh.Inbound{Service: n, Identities: []string{id(n)},
+			Ports: []mesh.InboundPort{{Name: "http", Port: 80, Protocol: mesh.HTTP1, MTLS: mesh.Strict, Default: mesh.Deny, DefaultID: mesh.DefaultID(n, "http")}},
+			Rules: []mesh.Rule{{ID: string(n) + "/allow/r", Action: mesh.Allow, From: []mesh.Peer{{Identity: from}}}}}
+	}
+	outbound := func(n mesh.ServiceName, backends ...mesh.ServiceName) mesh.Outbound {
+		o := mesh.Outbound{Service: n, Identities: []string{id(n)}, Ports: []mesh.OutboundPort{{Name: "http", Port: 80, Protocol: mesh.HTTP1}}}
+		for _, b := range backends {
+			o.Routes = append(o.Routes, mesh.Route{ID: string(n) + "/httpRoutes/r", Port: "http", Backends: []mesh.Backend{{Service: b, Port: "http", Weight: 1}}})
+		}
+		return o
+	}
+	m := &mesh.Mesh{
+		Settings: mesh.Settings{TrustDomain: "a.test"},
+		Inbound:  []mesh.Inbound{inbound("n/closed", id("n/nobody")), inbound("n/door", id("n/nobody")), inbound("n/open", id("n/web"))},
+		Outbound: []mesh.Outbound{outbound("n/closed", "n/closed"), outbound("n/door", "n/open"), outbound("n/open")},
+	}
+	origins := mesh.Origins{"n/closed/default/http": {File: "closed.cue", Line: 3}}
+	v := NewView(&release.Record{Epoch: 1}, m, origins, nil)
+	c := New(v, &inventory.Snapshot{}, &Workload{Service: "n/web", Identity: id("n/web"), Subscribed: []mesh.ServiceName{"n/closed", "n/door", "n/nowhere"}})
+	want := []Refused{
+		{Service: "n/closed", Rule: "n/closed/default/http", Origin: "closed.cue:3"},
+		{Service: "n/nowhere", Unknown: true},
+	}
+	if !slices.Equal(c.Refused, want) {
+		t.Errorf("refused %+v, want %+v", c.Refused, want)
+	}
+	if !slices.ContainsFunc(c.Objects, func(o *proxyapi.Object) bool { return o.Kind == string(mesh.KindOutbound) && o.Name == "n/door" }) {
+		t.Error("n/door leads to a service that may be called, and is not served")
 	}
 }

@@ -30,8 +30,8 @@ import (
 const pemType = "PRIVATE KEY"
 
 // LoadOrCreateKey reads the PEM file at path, or makes a new key and writes it there with mode 0600, in a directory
-// that it creates with mode 0700. A file that others may read is refused: a key that leaked signs releases. Two
-// programs that may create the same key at once are kept apart by the lock on their state directory.
+// that it creates with mode 0700. A file that others may read is refused: a key that leaked signs releases. Of two
+// programs that find no key at the same time (`heddle key` beside a starting reconciler) one makes it and both read it.
 func LoadOrCreateKey(path string) (ed25519.PrivateKey, error) {
 	info, err := os.Stat(path)
 	switch {
@@ -73,7 +73,18 @@ func create(path string) (ed25519.PrivateKey, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("writing the key: %w", err)
 	}
-	if err := durable.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}), 0o600); err != nil {
+	ours := fmt.Sprintf("%s.%d", path, os.Getpid())
+	defer os.Remove(ours)
+	if err := durable.WriteFile(ours, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}), 0o600); err != nil {
+		return nil, fmt.Errorf("writing the key: %w", err)
+	}
+	switch err := os.Link(ours, path); { // unlike a rename, this never replaces
+	case errors.Is(err, fs.ErrExist):
+		return LoadOrCreateKey(path)
+	case err != nil:
+		return nil, fmt.Errorf("writing the key: %w", err)
+	}
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("writing the key: %w", err)
 	}
 	return key, nil

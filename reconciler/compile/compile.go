@@ -334,7 +334,13 @@ func (c *compiler) unread(name mesh.ServiceName) bool {
 
 // serviceHint guesses which service was meant: a slip of the hand, else the same name in the only namespace that has it.
 func (c *compiler) serviceHint(name string) string {
-	if n := diag.Nearest(name, c.names); n != "" {
+	known := slices.Clone(c.names)
+	for _, n := range c.doc.Unread { // what could not be read may still be what was meant
+		if strings.Contains(n, "/") {
+			known = append(known, n)
+		}
+	}
+	if n := diag.Nearest(name, known); n != "" {
 		return fmt.Sprintf("did you mean %q?", n)
 	}
 	local := mesh.ServiceName(name).Local()
