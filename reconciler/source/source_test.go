@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -357,6 +358,30 @@ func TestRefErrors(t *testing.T) {
 		if _, err := source.Open(t.Context(), source.Options{URL: full.dir, Ref: ref, Dir: t.TempDir()}); err == nil {
 			t.Errorf("ref %q is accepted", ref)
 		}
+	}
+}
+
+// Loose objects are files, and there may be more of them than a process may have open.
+func TestDescriptors(t *testing.T) {
+	opened := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skipf("cannot count open files here: %v", err)
+		}
+		return len(entries)
+	}
+	r := newRepo(t)
+	files := map[string]string{}
+	for i := range 100 {
+		files[fmt.Sprintf("f%d.cue", i)] = fmt.Sprintf("package policy // %d\n", i)
+	}
+	commit := r.commit("many", files)
+	s := open(t, source.Options{URL: r.dir})
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // it closes what was forgotten
+	before := opened()
+	contents(t, s, commit)
+	if after := opened(); after > before+10 {
+		t.Errorf("%d files were left open", after-before)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
+	"github.com/go-git/go-git/v5/plumbing/format/objfile"
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 )
@@ -50,23 +52,49 @@ func damaged(h plumbing.Hash, err error) error {
 // store reads the objects of one repository as it was when it was opened: later packs are not seen. It checks every
 // object against its hash. It is not safe for concurrent use: go-git's object storage is not.
 type store struct {
-	*filesystem.Storage                             // the repository's refs, configuration and objects
-	others              []*filesystem.ObjectStorage // the objects of repositories that it borrows from
-	shallow             bool                        // the history is cut off
-	reads               int                         // objects whose content was read
+	*filesystem.Storage           // the repository's refs, configuration and objects
+	others              []objects // those of repositories that it borrows from
+	shallow             bool      // the history is cut off
+	reads               int       // objects whose content was read
+}
+
+// objects are those of one repository, with the file system that they lie in.
+type objects struct {
+	*filesystem.ObjectStorage
+	files billy.Filesystem
+}
+
+// size is EncodedObjectSize, which leaves the file of a loose object open until the collector finds it.
+func (o objects) size(h plumbing.Hash) (int64, error) {
+	name := h.String()
+	f, err := o.files.Open(o.files.Join("objects", name[:2], name[2:]))
+	if errors.Is(err, fs.ErrNotExist) {
+		return o.EncodedObjectSize(h) // in a pack, or not there
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	r, err := objfile.NewReader(f)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	_, n, err := r.Header()
+	return n, err
 }
 
 // newStore opens a repository's files. With exclusive, nobody else changes them while they are open.
-func newStore(fs billy.Filesystem, alternates []billy.Filesystem, exclusive bool) (*store, error) {
-	objects := cache.NewObjectLRU(objectCache)
+func newStore(files billy.Filesystem, alternates []billy.Filesystem, exclusive bool) (*store, error) {
+	lru := cache.NewObjectLRU(objectCache)
 	opts := filesystem.Options{
 		ExclusiveAccess:      exclusive,
 		KeepDescriptors:      true,
 		LargeObjectThreshold: maxTree,
 	}
-	st := &store{Storage: filesystem.NewStorageWithOptions(fs, objects, opts)}
-	for _, fs := range alternates {
-		st.others = append(st.others, &filesystem.NewStorageWithOptions(fs, objects, opts).ObjectStorage)
+	st := &store{Storage: filesystem.NewStorageWithOptions(files, lru, opts)}
+	for _, files := range alternates {
+		st.others = append(st.others, objects{&filesystem.NewStorageWithOptions(files, lru, opts).ObjectStorage, files})
 	}
 	cut, err := st.Shallow()
 	if err != nil {
@@ -83,8 +111,8 @@ func (st *store) close() {
 	}
 }
 
-func (st *store) objectStores(yield func(*filesystem.ObjectStorage) bool) {
-	if !yield(&st.ObjectStorage) {
+func (st *store) objectStores(yield func(objects) bool) {
+	if !yield(objects{&st.ObjectStorage, st.Filesystem()}) {
 		return
 	}
 	for _, o := range st.others {
@@ -107,7 +135,7 @@ func (st *store) has(h plumbing.Hash) (bool, error) {
 // size is what a blob's header says about its length in bytes; [store.content] holds it to that.
 func (st *store) size(h plumbing.Hash) (int64, error) {
 	for o := range st.objectStores {
-		n, err := o.EncodedObjectSize(h)
+		n, err := o.size(h)
 		if err == nil {
 			return n, nil
 		}
