@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/net/netutil"
 
 	"github.com/heddle-mesh/heddle/internal/operator"
 	"github.com/heddle-mesh/heddle/schema/release"
@@ -129,21 +128,46 @@ func serveHints(ctx context.Context, l net.Listener, hints chan struct{}) error 
 		notify(hints)
 		w.WriteHeader(http.StatusAccepted)
 	})
+	conns := &newest{most: hintConns}
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: hintTimeout, ReadTimeout: hintTimeout, WriteTimeout: hintTimeout,
-		MaxHeaderBytes: hintHeader}
+		MaxHeaderBytes: hintHeader, ConnState: conns.state}
 	s.SetKeepAlivesEnabled(false)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
 		s.Close() // an answer is one line and written at once: there is nothing to drain
 	})
-	err := s.Serve(netutil.LimitListener(l, hintConns))
+	err := s.Serve(l)
 	if stop() {
 		s.Close()
 		return fmt.Errorf("serving hints on %s: %w", l.Addr(), err)
 	}
 	<-stopped
 	return nil
+}
+
+// newest keeps the newest connections and closes the oldest beyond them: who connects and says nothing does not keep out
+// those who do, as waiting for a free place would.
+type newest struct {
+	most int
+
+	mu    sync.Mutex // guards conns
+	conns []net.Conn // oldest first
+}
+
+// state is an http.Server's ConnState.
+func (n *newest) state(c net.Conn, state http.ConnState) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		if n.conns = append(n.conns, c); len(n.conns) > n.most {
+			n.conns[0].Close() // the server sees that, and forgets it
+			n.conns = slices.Delete(n.conns, 0, 1)
+		}
+	case http.StateClosed:
+		n.conns = slices.DeleteFunc(n.conns, func(o net.Conn) bool { return o == c })
+	}
 }
 
 // allowed are the control planes that may connect.
