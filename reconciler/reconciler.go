@@ -23,6 +23,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -585,6 +586,9 @@ func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit)
 	snapshot, findings, err := r.src.Snapshot(ctx, tip.Hash)
 	if err != nil {
 		return none, nil, err
+	}
+	if slices.ContainsFunc(findings, func(f diag.Finding) bool { return f.ID == diag.TooManyFiles }) {
+		return none, findings, nil // the snapshot has no files then: whatever else were said would be about that
 	}
 	doc, found, err := r.policy.Load(ctx, snapshot, env)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -708,6 +709,30 @@ func TestHint(t *testing.T) {
 	}
 	resp.Body.Close()
 	r.await(second, Pushing)
+}
+
+// Strangers who connect and say nothing do not keep a hint out: the oldest of them goes.
+func TestHintAmongSilentStrangers(t *testing.T) {
+	r := newRig(t)
+	r.commit("Start", files{"mesh.cue": meshFile("example.org"), web: webFile(80)})
+	r.start()
+	addr := r.status().Listen.Hint
+	for range hintConns + 10 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	client := http.Client{Timeout: hintTimeout / 2} // before the strangers time out
+	resp, err := client.Post("http://"+addr+"/hint", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		t.Error(resp.Status)
+	}
 }
 
 // A newer commit ends the work on an older one: here one whose evaluation would take until its limit.
