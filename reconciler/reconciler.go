@@ -701,6 +701,7 @@ func (r *reconciler) progress(ctx context.Context) <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p, changed := r.server.Progress()
+	r.status.Served = p.Epoch
 	r.status.Push = Push{ControlPlanes: p.ControlPlanes, Acked: p.Acked, Total: p.Total, Nacks: p.Nacks}
 	o := r.status.Observed
 	if r.base == nil || o == nil || o.Commit != r.base.Record.Commit() || p.Epoch != r.base.Record.Epoch ||

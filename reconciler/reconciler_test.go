@@ -479,6 +479,9 @@ func TestLostPointer(t *testing.T) {
 			if s.Observed.Accept != AcceptFirst || !strings.Contains(s.Observed.Reason, "applied pointer") || s.Applied != nil {
 				t.Fatalf("observed %+v, applied %+v", s.Observed, s.Applied)
 			}
+			if s.Served != 1 {
+				t.Errorf("the status says that epoch %d is served", s.Served)
+			}
 			w := r.watch()
 			if rec, _ := w.next(); rec.Commit() != first {
 				t.Errorf("served meanwhile: %+v", rec)
@@ -549,6 +552,30 @@ func TestLostBlob(t *testing.T) {
 		return err == nil
 	})
 	served()
+}
+
+// Of a commit with too many files nothing else is said: none of them is read.
+func TestTooManyFiles(t *testing.T) {
+	r := newRig(t)
+	many := files{}
+	for i := range 200 {
+		many[fmt.Sprintf("f%d.cue", i)] = "package policy\n"
+	}
+	r.commit("Many", many)
+	tree := r.git("rev-parse", "HEAD^{tree}")
+	for range 8 { // 200 × 2⁸ files, in eight small objects more
+		r.git("read-tree", "--empty")
+		r.git("read-tree", "--prefix=a/", tree)
+		r.git("read-tree", "--prefix=b/", tree)
+		tree = r.git("write-tree")
+	}
+	tip := r.git("commit-tree", "-m", "Too many", "-p", "HEAD", tree)
+	r.git("update-ref", "HEAD", tip)
+	r.start()
+	s := r.await(tip, Rejected)
+	if len(s.Observed.Findings) != 1 || s.Observed.Findings[0].ID != diag.TooManyFiles {
+		t.Errorf("findings: %v", s.Observed.Findings)
+	}
 }
 
 // While the repository cannot be read, the last good release serves and the status says what is wrong.

@@ -49,7 +49,10 @@ type Status struct {
 	Observed *Observed `json:"observed,omitempty"`
 	// Applied is the release that serves; nil if there is none, or none that can be trusted.
 	Applied *Applied `json:"applied,omitempty"`
-	Push    Push     `json:"push"`
+	// Served is the epoch of the release that control planes are given; 0: none is. Without Applied it is the newest that
+	// we signed, and only goes on.
+	Served uint64 `json:"served,omitempty"`
+	Push   Push   `json:"push"`
 	// Fault is what keeps the reconciler from its work now, such as a Git server that does not answer; it heals by
 	// itself when the cause does. FaultSince is when it began.
 	Fault      string    `json:"fault,omitempty"`

@@ -140,6 +140,8 @@ func (c *cli) printStatus(r *statusReport) error {
 		} else {
 			field("As of", fmt.Sprintf("%s ago, from disk: the reconciler does not answer", since(r.AsOf)))
 		}
+	} else if r.Served > 0 {
+		field("Serving", fmt.Sprintf("epoch %d goes on, but cannot be trusted to judge a commit", r.Served))
 	} else {
 		field("Serving", "nothing yet")
 	}
