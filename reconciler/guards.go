@@ -44,8 +44,8 @@ func judgeMesh(applied, candidate release.Guards) []hold {
 			"restore it, or accept that all sidecars have to enrol again", applied.TrustDomain, candidate.TrustDomain)})
 	}
 	if applied.Services > 0 && candidate.Services == 0 {
-		out = append(out, hold{AcceptEmpty, fmt.Sprintf("the commit leaves no service where there are %d, which closes the whole mesh; "+
-			"revert it, or accept the empty mesh", applied.Services)})
+		out = append(out, hold{AcceptEmpty, fmt.Sprintf("the commit leaves no service where there are %d, which closes the whole "+
+			"mesh; revert it, or accept the empty mesh", applied.Services)})
 	}
 	return out
 }

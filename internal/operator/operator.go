@@ -107,7 +107,8 @@ func shorten(dir string) (name string, release func(), err error) {
 	name = fmt.Sprintf("/proc/self/fd/%d", d.Fd())
 	if _, err := os.Stat(name + "/."); err != nil {
 		d.Close()
-		return "", nil, fmt.Errorf("the path %s is longer than a socket's may be (%d bytes); use a shorter state directory", dir, maxPath)
+		return "", nil, fmt.Errorf("the path %s is longer than a socket's may be (%d bytes); use a shorter state directory",
+			dir, maxPath)
 	}
 	return name, func() { d.Close() }, nil
 }

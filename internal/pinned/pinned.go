@@ -48,7 +48,8 @@ func LoadOrCreateKey(path string) (ed25519.PrivateKey, error) {
 	}
 	block, rest := pem.Decode(b)
 	if block == nil || block.Type != pemType || len(bytes.TrimSpace(rest)) != 0 {
-		return nil, fmt.Errorf("%s is not one PEM block of type %q; restore it from a backup, or move it away to get a new key", path, pemType)
+		return nil, fmt.Errorf("%s is not one PEM block of type %q; restore it from a backup, or move it away to get a new key",
+			path, pemType)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
