@@ -122,6 +122,52 @@ func TestTokenEnrolsOneHost(t *testing.T) {
 	wantCode(t, h.connect().fails(), codes.PermissionDenied, "not enrolled")
 }
 
+// A workload is its host: a certificate opens a stream, and is renewed, for the enrolment that it was issued for only.
+func TestWorkloadIsBoundToItsHost(t *testing.T) {
+	w := newWorld(t)
+	w.startControlPlane()
+	m, origins := compiled(shop)
+	w.publish(m, commit(1), origins)
+	old, twin := w.enrolled("shop/web-1", "shop/web"), w.enrolled("shop/web-2", "shop/web")
+
+	// Another workload of the same service has the same identity and is another one all the same.
+	liar := *twin
+	liar.workload = "shop/web-1"
+	wantCode(t, liar.connect().fails(), codes.PermissionDenied, "of another enrolment")
+
+	stream := old.connect()
+	stream.reaches(1)
+	moved := w.newHost("shop/web-1")
+	must(t, moved.enrol(w.token("shop/web-1", "shop/web"), "", nil))
+	// The old host loses the stream that it has, gets no other, and takes nothing from the new one.
+	wantCode(t, stream.fails(), codes.PermissionDenied, "heddle token create")
+	now := moved.connect()
+	now.reaches(1)
+	wantCode(t, old.connect(keeping(stream)).fails(), codes.PermissionDenied, "heddle token create")
+	if err := at(now, func() error { return now.err }); err != nil {
+		t.Errorf("the old host ended the stream of the new one: %v", err)
+	}
+
+	// Renewed over the stream, the certificate is still of that enrolment.
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	must(t, err)
+	now.send(&proxyapi.ProxyMessage{Message: &proxyapi.ProxyMessage_CertificateRequest{CertificateRequest: &proxyapi.CertificateRequest{Csr: csr}}})
+	w.eventually("an answer to the request comes", func() bool { return at(now, func() bool { return len(now.certificates) > 0 }) })
+	moved.svid = tls.Certificate{Certificate: at(now, func() [][]byte { return now.certificates[0].Chain }), PrivateKey: key}
+	again := moved.connect(keeping(now))
+	w.eventually("it is in sync", func() bool { return w.proxy("shop/web-1") == "ok" })
+
+	// Revoked and enrolled again, with the same host key: what was issued before opens nothing.
+	before := *moved
+	must(t, w.api.Post(t.Context(), "/v1/revoke", controlplane.RevokeRequest{Workload: "shop/web-1"}, nil))
+	wantCode(t, again.fails(), codes.PermissionDenied, "revoked")
+	must(t, moved.enrol(w.token("shop/web-1", "shop/web"), "", nil))
+	wantCode(t, before.connect().fails(), codes.PermissionDenied, "of another enrolment")
+	moved.connect().reaches(1)
+}
+
 func TestStreamFollowsReleases(t *testing.T) {
 	w := newWorld(t)
 	w.startControlPlane()

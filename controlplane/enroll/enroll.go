@@ -6,11 +6,13 @@
 //	hosts/<SHA-256 of the workload's name>
 //
 // A token is for one workload and registers one host key. The same key may use it again while it lasts, since an answer
-// can get lost; another key is refused. Later enrolments prove by the host key alone. It is the only package that
-// decides about proofs; it imports no stream and no inventory.
+// can get lost; another key is refused. Later enrolments prove by the host key alone. A token that registers another key
+// moves the workload there: that is a new enrolment, and the certificates and used tokens of the one before are void.
+// It is the only package that decides about proofs; it imports no stream and no inventory.
 package enroll
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -59,6 +61,8 @@ const (
 
 // Enrolment is a workload with its registered host key. It is never written again.
 type Enrolment struct {
+	// ID is random, and in every certificate that is issued for this enrolment, so that none outlives it on the stream.
+	ID       string           `json:"id"`
 	Workload string           `json:"workload"`
 	Service  mesh.ServiceName `json:"service"` // of the token; where policy declares the workload, its word counts
 	HostKey  []byte           `json:"hostKey"` // PKIX, DER
@@ -73,6 +77,7 @@ type token struct {
 	Service  mesh.ServiceName `json:"service"`
 	Expires  time.Time        `json:"expires"`
 	HostKey  []byte           `json:"hostKey,omitempty"` // that used it
+	Moved    bool             `json:"moved,omitempty"`   // another host key was registered for the workload since
 }
 
 // JoinToken is the content of a join token, between the prefix and the end of the file.
@@ -202,10 +207,9 @@ func (r *Register) NewToken(workload string, service mesh.ServiceName, ttl time.
 			delete(r.tokens, id)
 		}
 	}
-	if err := keep(r.tokenPath(t.ID), t); err != nil {
+	if err := r.keepToken(t); err != nil {
 		return "", time.Time{}, err
 	}
-	r.tokens[t.ID] = t
 	b, err := json.Marshal(JoinToken{
 		ID: t.ID, Secret: base64.RawURLEncoding.EncodeToString(secret[:]), Workload: workload, Service: string(service),
 		Fingerprint: fingerprint, Fingerprints: []string{fingerprint},
@@ -241,8 +245,12 @@ type Grant struct {
 	Identity spiffe.ID
 }
 
-// ErrUnknown means that the mesh does not know a workload's service (yet).
-var ErrUnknown = errors.New("the mesh does not know the service")
+var (
+	// ErrUnknown means that the mesh does not know a workload's service (yet).
+	ErrUnknown = errors.New("the mesh does not know the service")
+	// ErrNotEnrolled means that no host key is registered for a workload: none ever was, or it was revoked.
+	ErrNotEnrolled = errors.New("not enrolled")
+)
 
 // grant is the service and the identity of a workload in a mesh: those that policy declares for it, else those of the
 // service that its token named.
@@ -274,7 +282,7 @@ func (r *Register) Grant(workload string) (Grant, error) {
 	e := r.hosts[workload]
 	r.mu.Unlock()
 	if e == nil {
-		return Grant{}, fmt.Errorf("workload %s is not enrolled", workload)
+		return Grant{}, fmt.Errorf("%w: workload %s; make a join token for it with `heddle token create`", ErrNotEnrolled, workload)
 	}
 	m := r.mesh()
 	if m == nil {
@@ -296,6 +304,29 @@ func (r *Register) List() ([]*Enrolment, <-chan struct{}) {
 	return out, stale
 }
 
+// Changed returns a channel that closes when enrolments change.
+func (r *Register) Changed() <-chan struct{} {
+	_, stale := r.change.Watch()
+	return stale
+}
+
+// Bound returns nil if a certificate was issued for the enrolment that a workload has now. An error says that it was
+// not, and what to do: the workload was moved to another host or revoked, or the certificate is of another workload.
+func (r *Register) Bound(workload string, leaf *x509.Certificate) error {
+	r.mu.Lock()
+	e := r.hosts[workload]
+	r.mu.Unlock()
+	switch {
+	case e == nil:
+		return fmt.Errorf("%w: workload %s; make a join token for it with `heddle token create`", ErrNotEnrolled, workload)
+	case e.ID == "" || leaf.Subject.SerialNumber != e.ID:
+		return fmt.Errorf("the certificate is of another enrolment than the one that workload %s has since %s: it was moved to another host, "+
+			"or is another workload's; stop this sidecar, or move the workload here with a join token of `heddle token create`",
+			workload, e.Created.Format(time.RFC3339))
+	}
+	return nil
+}
+
 // Enrolled reports whether a workload is enrolled.
 func (r *Register) Enrolled(workload string) bool {
 	r.mu.Lock()
@@ -308,7 +339,7 @@ func (r *Register) Revoke(workload string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.hosts[workload] == nil {
-		return fmt.Errorf("workload %s is not enrolled; `heddle proxies` lists those that are", workload)
+		return fmt.Errorf("workload %s is not enrolled; `heddle enrolments` lists those that are", workload)
 	}
 	for id, t := range r.tokens { // before the host, so that a crash leaves nothing that would enrol it again
 		if t.Workload != workload {
@@ -400,14 +431,21 @@ func (r *Register) enrol(q *proxyapi.EnrolRequest, now time.Time) (*proxyapi.Enr
 	case e != nil:
 		return nil, "", refuse(codes.PermissionDenied, "workload %s is enrolled with another host key; make a join token to register this one", e.Workload)
 	default:
-		return nil, "", refuse(codes.PermissionDenied, "workload %s is not enrolled; make a join token for it with `heddle token`", q.GetWorkload())
+		return nil, "", refuse(codes.PermissionDenied, "workload %s is not enrolled; make a join token for it with `heddle token create`", q.GetWorkload())
 	}
 	// Nothing is written before all else is right: a refusal uses up no token.
 	g, err := grant(m, q.GetWorkload(), service)
 	if err != nil {
 		return nil, "", refuse(codes.FailedPrecondition, "%v", err)
 	}
-	chain, _, err := r.ca.Sign(q.GetCsr(), g.Identity)
+	if t != nil && !(registered && e.Service == t.Service) {
+		next := &Enrolment{ID: rand.Text(), Workload: t.Workload, Service: t.Service, HostKey: hostKey, Token: t.ID, Created: now.UTC()}
+		if registered {
+			next.ID = e.ID // the host stays; what it has goes by the identity
+		}
+		e = next
+	}
+	chain, _, err := r.ca.Sign(q.GetCsr(), g.Identity, e.ID)
 	switch {
 	case errors.Is(err, identity.ErrRequest):
 		return nil, "", refuse(codes.InvalidArgument, "%v", err)
@@ -415,7 +453,7 @@ func (r *Register) enrol(q *proxyapi.EnrolRequest, now time.Time) (*proxyapi.Enr
 		return nil, "", refuse(codes.Unavailable, "no certificate can be signed: %v", err)
 	}
 	if t != nil {
-		if err := r.register(t, hostKey, now); err != nil {
+		if err := r.register(t, e); err != nil {
 			return nil, "", refuse(codes.Unavailable, "the enrolment cannot be kept: %v", err)
 		}
 	}
@@ -437,32 +475,52 @@ func (r *Register) token(q *proxyapi.EnrolRequest, hostKey []byte, now time.Time
 		return nil, refuse(codes.PermissionDenied, "the join token is for workload %s, not %s", t.Workload, q.GetWorkload())
 	case !now.Before(t.Expires):
 		return nil, refuse(codes.PermissionDenied, "the join token ended %s; make a new one", t.Expires.UTC().Format(time.RFC3339))
+	case t.Moved:
+		return nil, refuse(codes.PermissionDenied, "workload %s was enrolled from another host since this join token was used; make a new one to move it back",
+			t.Workload)
 	case t.HostKey != nil && subtle.ConstantTimeCompare(t.HostKey, hostKey) != 1:
 		return nil, refuse(codes.PermissionDenied, "the join token was used by another host key; make a new one, and find out who used it")
 	}
 	return t, nil
 }
 
-// register notes that a host key used a token, on disk before it counts: first that the token is used, then the
-// enrolment, so that a crash between the two lets the same host try again and nobody else. It needs mu.
-func (r *Register) register(t *token, hostKey []byte, now time.Time) error {
+// register notes that a host key used a token, on disk before it counts: first that the token is used, then that those of
+// other hosts move the workload no more, then the enrolment, so that a crash in between lets the same host try again and
+// nobody else. It needs mu.
+func (r *Register) register(t *token, e *Enrolment) error {
 	if t.HostKey == nil {
 		used := *t
-		used.HostKey = hostKey
-		if err := keep(r.tokenPath(t.ID), used); err != nil {
+		used.HostKey = e.HostKey
+		if err := r.keepToken(&used); err != nil {
 			return err
 		}
-		r.tokens[t.ID] = &used
 	}
-	if e := r.hosts[t.Workload]; e != nil && string(e.HostKey) == string(hostKey) && e.Service == t.Service {
+	if r.hosts[e.Workload] == e {
 		return nil
 	}
-	e := &Enrolment{Workload: t.Workload, Service: t.Service, HostKey: hostKey, Token: t.ID, Created: now.UTC()}
+	for _, other := range r.tokens {
+		if other.Workload == e.Workload && other.HostKey != nil && !other.Moved && !bytes.Equal(other.HostKey, e.HostKey) {
+			moved := *other
+			moved.Moved = true
+			if err := r.keepToken(&moved); err != nil {
+				return err
+			}
+		}
+	}
 	if err := keep(r.hostPath(e.Workload), e); err != nil {
 		return err
 	}
 	r.hosts[e.Workload] = e
 	r.change.Set(r.change.Get() + 1)
+	return nil
+}
+
+// keepToken replaces a token. It needs mu.
+func (r *Register) keepToken(t *token) error {
+	if err := keep(r.tokenPath(t.ID), t); err != nil {
+		return err
+	}
+	r.tokens[t.ID] = t
 	return nil
 }
 

@@ -134,6 +134,49 @@ func TestCrashWhileRegistering(t *testing.T) {
 	must(t, err)
 }
 
+// A workload that moved stays where it went: the token of the host that it left, though it lasts, brings it back no more
+// than that host's key does.
+func TestMoving(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir, shop())
+	first, second, spare := newToken(t, r, "shop/web-1", "shop/web", 0), newToken(t, r, "shop/web-1", "shop/web", 0), newToken(t, r, "shop/web-1", "shop/web", 0)
+	from, to := newHost(t), newHost(t)
+	serial := func(h host, tok *JoinToken) string {
+		t.Helper()
+		resp, err := r.Enrol(t.Context(), h.ask("shop/web-1", tok))
+		must(t, err)
+		leaf, err := x509.ParseCertificate(resp.Certificate.Chain[0])
+		must(t, err)
+		if err := r.Bound("shop/web-1", leaf); err != nil {
+			t.Error(err)
+		}
+		return leaf.Subject.SerialNumber
+	}
+	before := serial(from, first)
+	if again := serial(from, nil); again != before || before == "" {
+		t.Errorf("the same host's certificates are of enrolments %q and %q", before, again)
+	}
+	after := serial(to, second)
+	if after == before {
+		t.Error("another host has the same enrolment")
+	}
+	for range 2 { // after a restart too
+		for tok, want := range map[*JoinToken]string{first: "from another host since", nil: "another host key"} {
+			if _, err := r.Enrol(t.Context(), from.ask("shop/web-1", tok)); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("the host that was left: %v, want %q", err, want)
+			}
+		}
+		if got := serial(to, second); got != after {
+			t.Errorf("the enrolment %q became %q", after, got)
+		}
+		r = open(t, dir, shop())
+	}
+	// A token that nobody used is an operator's word, and moves it back.
+	if serial(from, spare) == before {
+		t.Error("a workload that came back has its old enrolment")
+	}
+}
+
 func TestSecretsAreNotKept(t *testing.T) {
 	dir := t.TempDir()
 	r := open(t, dir, shop())

@@ -241,20 +241,22 @@ func (ca *CA) Fingerprint() (string, error) {
 }
 
 // Sign checks a certificate request (PKCS #10, DER) against the identity that its sender has proven, and signs it. The
-// request names exactly that identity, as its one URI SAN, or nothing at all. The chain is leaf first, without the
-// root. Errors are ErrUnbound, ErrExpiring and those that wrap ErrRequest.
-func (ca *CA) Sign(csr []byte, id spiffe.ID) (chain [][]byte, notAfter time.Time, err error) {
+// request names exactly that identity, as its one URI SAN, or nothing at all. enrolment becomes the serial number of the
+// subject, the one attribute that it has: several workloads share an identity, and by this each can be told from the
+// others. X509-SVID.md (section 2) leaves the subject to the authority, and verifiers of an identity ignore it. The chain is
+// leaf first, without the root. Errors are ErrUnbound, ErrExpiring and those that wrap ErrRequest.
+func (ca *CA) Sign(csr []byte, id spiffe.ID, enrolment string) (chain [][]byte, notAfter time.Time, err error) {
 	key, err := checkRequest(csr, id)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
-	return ca.sign(key, id, time.Now())
+	return ca.sign(key, id, enrolment, time.Now())
 }
 
 // sign needs mu.
-func (ca *CA) sign(key crypto.PublicKey, id spiffe.ID, now time.Time) ([][]byte, time.Time, error) {
+func (ca *CA) sign(key crypto.PublicKey, id spiffe.ID, enrolment string, now time.Time) ([][]byte, time.Time, error) {
 	if ca.root == nil {
 		return nil, time.Time{}, ErrUnbound
 	}
@@ -274,6 +276,7 @@ func (ca *CA) sign(key crypto.PublicKey, id spiffe.ID, now time.Time) ([][]byte,
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
+		Subject:               pkix.Name{SerialNumber: enrolment},
 		NotBefore:             laterOf(now.Add(-Skew), ca.inter.cert.NotBefore),
 		NotAfter:              now.Add(ca.leafTTL).Truncate(time.Second),
 		URIs:                  []*url.URL{uri},
@@ -411,7 +414,7 @@ func (ca *CA) renewOwn(now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("make the control plane's key: %w", err)
 	}
-	chain, notAfter, err := ca.sign(key.Public(), spiffe.ControlPlaneID(ca.root.cert.URIs[0].Host), now)
+	chain, notAfter, err := ca.sign(key.Public(), spiffe.ControlPlaneID(ca.root.cert.URIs[0].Host), "", now)
 	if err != nil {
 		return err
 	}

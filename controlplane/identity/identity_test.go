@@ -72,7 +72,7 @@ func check(t *testing.T, ca *CA, chain [][]byte) *x509.Certificate {
 func TestSign(t *testing.T) {
 	ca := must[*CA](t)(Open(t.TempDir(), 0))
 	key := ec(t)
-	if _, _, err := ca.Sign(request(t, key, x509.CertificateRequest{}), web); !errors.Is(err, ErrUnbound) {
+	if _, _, err := ca.Sign(request(t, key, x509.CertificateRequest{}), web, "e1"); !errors.Is(err, ErrUnbound) {
 		t.Errorf("before the trust domain is known: %v", err)
 	}
 	if err := ca.Bind(td); err != nil {
@@ -106,13 +106,13 @@ func TestSign(t *testing.T) {
 		"a foreign identity": {request(t, key, x509.CertificateRequest{}), "spiffe://other.test/web",
 			"not of trust domain"},
 	} {
-		chain, notAfter, err := ca.Sign(c.csr, c.id)
+		chain, notAfter, err := ca.Sign(c.csr, c.id, "e1")
 		switch {
 		case c.want == "" && err != nil:
 			t.Errorf("%s: %v", name, err)
 		case c.want == "":
 			leaf := check(t, ca, chain)
-			if left := time.Until(notAfter); left > LeafTTL || left < LeafTTL-time.Minute || len(leaf.DNSNames) != 0 || leaf.Subject.String() != "" {
+			if left := time.Until(notAfter); left > LeafTTL || left < LeafTTL-time.Minute || len(leaf.DNSNames) != 0 || leaf.Subject.String() != "SERIALNUMBER=e1" {
 				t.Errorf("%s: ends %v, names %v, subject %q", name, notAfter, leaf.DNSNames, leaf.Subject)
 			}
 		case err == nil || !errors.Is(err, ErrRequest) || !strings.Contains(err.Error(), c.want):
@@ -127,7 +127,7 @@ func TestKeptOnDisk(t *testing.T) {
 	if err := ca.Bind(td); err != nil {
 		t.Fatal(err)
 	}
-	chain, _, err := ca.Sign(request(t, ec(t), x509.CertificateRequest{}), web)
+	chain, _, err := ca.Sign(request(t, ec(t), x509.CertificateRequest{}), web, "e1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestRenewal(t *testing.T) {
 		csr := request(t, key, x509.CertificateRequest{})
 		intermediates := map[string]bool{}
 		for day := 0; time.Since(born) < RootLife-LeafTTL; day += 20 {
-			chain, notAfter, err := ca.Sign(csr, web)
+			chain, notAfter, err := ca.Sign(csr, web, "e1")
 			if err != nil {
 				t.Fatalf("day %d: %v", day, err)
 			}
@@ -228,7 +228,7 @@ func TestRenewal(t *testing.T) {
 			t.Errorf("%d intermediates in ten years", n)
 		}
 		time.Sleep(2 * time.Minute)
-		if _, _, err := ca.Sign(csr, web); !errors.Is(err, ErrExpiring) {
+		if _, _, err := ca.Sign(csr, web, "e1"); !errors.Is(err, ErrExpiring) {
 			t.Errorf("a day before the root ends: %v", err)
 		}
 		if s := ca.Status(); s.Fault == "" || s.Warning == "" {

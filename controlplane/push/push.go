@@ -13,9 +13,13 @@ package push
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/controlplane/assign"
 	"github.com/heddle-mesh/heddle/controlplane/enroll"
@@ -140,15 +144,36 @@ func (s *Server) Revoke(workload string) {
 // Changed is ready when what Progress returns may have changed.
 func (s *Server) Changed() <-chan struct{} { return s.changed }
 
-// Run notes releases and workloads that come and go, until ctx is done. It is called once.
+// Run notes releases and workloads that come and go, and ends the streams of hosts that a workload was moved away from,
+// until ctx is done. It is called once.
 func (s *Server) Run(ctx context.Context) error {
 	for {
 		_, stale := s.input.Watch()
+		enrolments := s.register.Changed()
+		s.evict()
 		s.note()
 		select {
 		case <-stale:
+		case <-enrolments:
 		case <-ctx.Done():
 			return nil
+		}
+	}
+}
+
+// evict ends the streams whose certificates are no longer of the enrolment of their workload.
+func (s *Server) evict() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for w, p := range s.proxies {
+		if p.stream == nil {
+			continue
+		}
+		switch err := s.register.Bound(w, p.stream.leaf); {
+		case errors.Is(err, enroll.ErrNotEnrolled):
+			p.stream.end(errRevoked)
+		case err != nil:
+			p.stream.end(status.Error(codes.PermissionDenied, err.Error()))
 		}
 	}
 }

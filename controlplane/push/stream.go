@@ -21,13 +21,14 @@ import (
 
 	"github.com/heddle-mesh/heddle/controlplane/assign"
 	"github.com/heddle-mesh/heddle/controlplane/enroll"
+	"github.com/heddle-mesh/heddle/controlplane/identity"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 	"github.com/heddle-mesh/heddle/schema/spiffe"
 )
 
 var (
-	errRevoked  = status.Error(codes.PermissionDenied, "the workload's enrolment was revoked; make a join token to enrol it again")
+	errRevoked  = status.Error(codes.PermissionDenied, "the workload's enrolment was revoked; `heddle token create` makes a join token to enrol it again")
 	errReplaced = status.Error(codes.Aborted, "the workload opened another stream")
 	errStopping = status.Error(codes.Unavailable, "the control plane stops; reconnect")
 	errExpired  = status.Error(codes.Unauthenticated, "the certificate of this connection has ended; reconnect with the new one")
@@ -172,11 +173,18 @@ func (s *Server) open(h *proxyapi.Hello, id spiffe.ID, leaf *x509.Certificate) (
 	switch {
 	case errors.Is(err, enroll.ErrUnknown):
 		// Its service was taken out of policy. It is told so, by a config without what it enforced.
+	case errors.Is(err, identity.ErrUnbound):
+		return nil, status.Errorf(codes.Unavailable, "%v; reconnect", err)
+	case errors.Is(err, enroll.ErrNotEnrolled):
+		return nil, status.Error(codes.PermissionDenied, err.Error())
 	case err != nil:
-		return nil, status.Errorf(codes.PermissionDenied, "%v; make a join token to enrol it", err)
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
 	if grant.Identity != id {
 		return nil, status.Errorf(codes.Unauthenticated, "workload %s is %s, the certificate says %s; enrol again", h.GetWorkload(), grant.Identity, id)
+	}
+	if err := s.register.Bound(h.GetWorkload(), leaf); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
 	addr, err := netip.ParseAddrPort(h.GetMeshAddress())
 	if err != nil || addr.Port() == 0 || addr.Addr().IsUnspecified() || addr.Addr().IsMulticast() || addr.Addr().Zone() != "" {
@@ -209,6 +217,10 @@ func (s *Server) open(h *proxyapi.Hello, id spiffe.ID, leaf *x509.Certificate) (
 	defer s.mu.Unlock()
 	if s.stopped {
 		return nil, errStopping
+	}
+	// Again, under the lock: who takes the enrolment away from now on finds this stream.
+	if err := s.register.Bound(c.name, leaf); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
 	p := s.proxies[c.name]
 	if p == nil {
@@ -419,10 +431,14 @@ func (c *stream) certify(ctx context.Context, csr []byte) *proxyapi.Certificate 
 	if err == nil && grant.Identity != c.id {
 		err = fmt.Errorf("policy gives workload %s the identity %s now, this connection proved %s; enrol again", c.name, grant.Identity, c.id)
 	}
+	if err == nil {
+		err = c.server.register.Bound(c.name, c.leaf)
+	}
 	var chain [][]byte
 	var notAfter time.Time
 	if err == nil {
-		chain, notAfter, err = c.server.ca.Sign(csr, c.id)
+		// What the connection's certificate was issued for, not what the workload's is by now.
+		chain, notAfter, err = c.server.ca.Sign(csr, c.id, c.leaf.Subject.SerialNumber)
 	}
 	log := zerolog.Ctx(ctx)
 	if err != nil {
