@@ -257,3 +257,37 @@ func TestTunnel(t *testing.T) {
 		})
 	}
 }
+
+// A tunnel whose one direction is silent lives as long as the other one moves, and ends when neither does.
+func TestTunnelIdle(t *testing.T) {
+	const idle = time.Second
+	for name, config := range map[string]*tls.Config{"plain": nil, "tls": selfSigned(t)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, in := pair(t, config)
+			out, b := pair(t, config)
+			done := make(chan error, 1)
+			go func() {
+				_, err := Tunnel(in, out, idle)
+				done <- err
+			}()
+			pace := time.NewTicker(idle / 20)
+			defer pace.Stop()
+			for began := time.Now(); time.Since(began) < 5*idle/2; <-pace.C {
+				if _, err := a.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				if s, err := receive(b); s != "x" {
+					t.Fatalf("after %v: %q, %v", time.Since(began), s, err)
+				}
+			}
+			b.Write([]byte("y"))
+			if s, err := receive(a); s != "y" {
+				t.Fatalf("got %q, %v", s, err)
+			}
+			if err := <-done; Errno(err) != "ETIMEDOUT" {
+				t.Errorf("the idle tunnel ended with %v", err)
+			}
+		})
+	}
+}
