@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,6 +50,9 @@ type Mesh struct {
 	out bytes.Buffer
 	err error
 }
+
+// ready is the line that heddle up prints once every sidecar has acknowledged, with the entry's URL if there is one.
+var ready = regexp.MustCompile(`(?m)^ready( |$)`)
 
 // file is what we read of up.json.
 type file struct {
@@ -97,7 +101,7 @@ func Start(bin, state string, env []string, args ...string) (*Mesh, error) {
 		close(m.done)
 	}()
 	if err := m.Until("every sidecar acknowledges", func() bool {
-		return strings.Contains("\n"+m.Output(), "\nready ")
+		return ready.MatchString(m.Output())
 	}); err != nil {
 		_ = m.Stop()
 		return nil, err
