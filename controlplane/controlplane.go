@@ -152,6 +152,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		cp.addresses.Metrics = metrics.Addr().String()
 	}
 
+	// What the mirror has is served before anybody can ask: a sidecar that comes back at once is to find its release.
+	cp.serveNewest(&log)
+
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return releases.Run(ctx, mirror.Progress{Get: streams.Progress, Changed: streams.Changed()})
@@ -173,7 +176,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return err
 }
 
-// controlPlane is the parts of one running control plane. Each part guards itself; only fault is written here.
+// controlPlane is the parts of one running control plane. Each part guards itself; only served and fault are written here.
 type controlPlane struct {
 	cfg       Config
 	started   time.Time
@@ -185,36 +188,19 @@ type controlPlane struct {
 	register  *enroll.Register
 	traffic   *observe.Traffic
 	streams   *push.Server
+	served    *mirror.Release    // serveNewest's own: the last one that it published
 	fault     live.Value[string] // why the newest release is not served; empty: it is
 }
 
 // publish makes each release, and the endpoints of each moment, what sidecars are served, the two always together.
 func (cp *controlPlane) publish(ctx context.Context) error {
-	log := zerolog.Ctx(ctx)
-	var last *mirror.Release
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
-		r, releaseStale := cp.releases.Watch()
-		snap, endpointsStale := cp.endpoints.Watch()
-		view := cp.input.Get().View
-		if r != nil && r != last {
-			if err := cp.ca.Bind(r.Mesh.Settings.TrustDomain); err != nil {
-				if fault := err.Error(); cp.fault.Get() != fault {
-					cp.fault.Set(fault)
-					log.Error().Err(err).Str("commit", r.Record.Commit()).Uint64("epoch", r.Record.Epoch).Msg("the release is not served")
-				}
-				retry.Reset(retryBind)
-			} else {
-				last = r
-				cp.fault.Set("")
-				snap = cp.endpoints.SetMesh(r.Mesh)
-				view = assign.NewView(r.Record, r.Mesh, r.Origins, view)
-				log.Info().Str("commit", view.Commit).Uint64("epoch", view.Epoch).Msg("serving release")
-			}
-		}
-		if next := (assign.Input{View: view, Endpoints: snap}); next != cp.input.Get() {
-			cp.input.Set(next)
+		_, releaseStale := cp.releases.Watch()
+		_, endpointsStale := cp.endpoints.Watch()
+		if !cp.serveNewest(zerolog.Ctx(ctx)) {
+			retry.Reset(retryBind)
 		}
 		select {
 		case <-releaseStale:
@@ -224,6 +210,33 @@ func (cp *controlPlane) publish(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// serveNewest publishes the newest release and endpoints; false: the newest release cannot be served, and fault says why.
+// One goroutine at a time calls it.
+func (cp *controlPlane) serveNewest(log *zerolog.Logger) bool {
+	r, _ := cp.releases.Watch()
+	snap, _ := cp.endpoints.Watch()
+	view, ok := cp.input.Get().View, true
+	if r != nil && r != cp.served {
+		if err := cp.ca.Bind(r.Mesh.Settings.TrustDomain); err != nil {
+			ok = false
+			if fault := err.Error(); cp.fault.Get() != fault {
+				cp.fault.Set(fault)
+				log.Error().Err(err).Str("commit", r.Record.Commit()).Uint64("epoch", r.Record.Epoch).Msg("the release is not served")
+			}
+		} else {
+			cp.served = r
+			cp.fault.Set("")
+			snap = cp.endpoints.SetMesh(r.Mesh)
+			view = assign.NewView(r.Record, r.Mesh, r.Origins, view)
+			log.Info().Str("commit", view.Commit).Uint64("epoch", view.Epoch).Msg("serving release")
+		}
+	}
+	if next := (assign.Input{View: view, Endpoints: snap}); next != cp.input.Get() {
+		cp.input.Set(next)
+	}
+	return ok
 }
 
 func (cp *controlPlane) serveStreams(ctx context.Context, l net.Listener) error {

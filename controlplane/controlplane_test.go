@@ -433,6 +433,34 @@ func TestRestartsInAnyOrder(t *testing.T) {
 	}
 }
 
+// What the mirror has is served from the first moment; where it has nothing, sidecars are told to come again and not that
+// they are nobody.
+func TestStartIsNoRefusal(t *testing.T) {
+	w := newWorld(t)
+	w.startControlPlane()
+	m, origins := compiled(shop)
+	w.publish(m, commit(1), origins)
+	web := w.enrolled("shop/web-1", "shop/web")
+	web.connect().reaches(1)
+	w.reconciler.stop()
+	for range 5 {
+		w.stopControlPlane()
+		w.startControlPlane() // returns with the first answer
+		if s := w.status(); !s.Ready || s.Epoch != 1 {
+			t.Fatalf("it answers before it serves: %+v", s)
+		}
+		web.connect().reaches(1)
+	}
+	w.stopControlPlane()
+	must(t, os.RemoveAll(filepath.Join(w.state, "releases")))
+	w.startControlPlane()
+	wantCode(t, web.connect().fails(), codes.Unavailable, "no release has arrived")
+	wantCode(t, web.enrol(nil, w.status().CA.Fingerprint, nil), codes.Unavailable, "no release has arrived")
+	w.reconciler.start()
+	w.eventually("the release is fetched again", func() bool { return w.status().Ready })
+	web.connect().reaches(1)
+}
+
 func TestForeignReleasesAreNotServed(t *testing.T) {
 	w := newWorld(t)
 	w.startControlPlane()
