@@ -33,10 +33,17 @@ const pemType = "PRIVATE KEY"
 // that it creates with mode 0700. A file that others may read is refused: a key that leaked signs releases. Of two
 // programs that find no key at the same time (`heddle key` beside a starting reconciler) one makes it and both read it.
 func LoadOrCreateKey(path string) (ed25519.PrivateKey, error) {
+	key, err := LoadKey(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return create(path)
+	}
+	return key, err
+}
+
+// LoadKey reads the key of [LoadOrCreateKey] for those who must not make one: fs.ErrNotExist where there is none.
+func LoadKey(path string) (ed25519.PrivateKey, error) {
 	info, err := os.Stat(path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return create(path)
 	case err != nil:
 		return nil, fmt.Errorf("reading the key: %w", err)
 	case info.Mode().Perm()&0o077 != 0:

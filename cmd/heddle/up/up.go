@@ -25,6 +25,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
 	"github.com/heddle-mesh/heddle/examples"
 	"github.com/heddle-mesh/heddle/internal/durable"
+	"github.com/heddle-mesh/heddle/internal/flagenv"
 	"github.com/heddle-mesh/heddle/internal/operator"
 	"github.com/heddle-mesh/heddle/internal/pinned"
 	"github.com/heddle-mesh/heddle/schema/release"
@@ -272,10 +273,12 @@ func (u *supervisor) core() (reconciler, controlplane process.Spec, err error) {
 		}
 	}
 	reconciler = process.Spec{
-		Name: "reconciler", Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("reconciler"), Env: environment(nil),
+		Name: "reconciler", Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("reconciler"),
+		// Not an argument: a URL may carry a token, and arguments show in process lists.
+		Env: environment(map[string]string{flagenv.Name("repo"): u.repo}),
 		Args: []string{"reconciler",
 			"--state", u.cfg.State,
-			"--repo", u.repo, "--ref", u.cfg.Ref, "--env", u.cfg.Env,
+			"--ref", u.cfg.Ref, "--env", u.cfg.Env,
 			"--listen", at["reconciler/releases"],
 			"--hint", at["reconciler/hint"],
 			"--control-plane-key", release.FormatKey(u.cpKey),

@@ -32,16 +32,15 @@ type Releases struct {
 // Open finds the releases of a mesh's state directory, the one that holds reconciler/; there may be none: ErrNone.
 func Open(state string) (*Releases, error) {
 	own := filepath.Join(state, "reconciler")
-	for _, path := range []string{filepath.Join(own, "releases"), filepath.Join(own, "key")} {
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s: %w", state, ErrNone)
-		} else if err != nil {
-			return nil, fmt.Errorf("reading releases: %w", err)
-		}
+	key, err := pinned.LoadKey(filepath.Join(own, "key"))
+	if err == nil {
+		_, err = os.Stat(filepath.Join(own, "releases")) // opening it would make it
 	}
-	key, err := pinned.LoadOrCreateKey(filepath.Join(own, "key"))
-	if err != nil {
-		return nil, fmt.Errorf("reading the reconciler's key: %w", err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s: %w", state, ErrNone)
+	case err != nil:
+		return nil, fmt.Errorf("reading releases: %w", err)
 	}
 	dir, err := releasedir.Open(filepath.Join(own, "releases"), keptReleases)
 	if err != nil {
