@@ -159,8 +159,7 @@ func (s *session) next() ([]byte, error) {
 			return nil, errEnd
 		}
 		b, n, err := s.Await()
-		if !s.state.CompareAndSwap(idle, busy) { // woken by retire; a request that came just then is still served
-			s.state.Store(busy)
+		if s.awake() { // a request that came just then is still served
 			s.ReadBy(time.Now().Add(s.stack.Limits.Idle))
 		}
 		switch {
@@ -268,6 +267,13 @@ type way struct {
 // forward carries a request whose head was parsed to the upstream, and the response back. It reports whether the client
 // connection can take another request; if not, it has ended it.
 func (s *session) forward(ctx context.Context, x *exchange, via connector, w way) (keep bool) {
+	keep = s.pass(ctx, x, via, w)
+	s.holds(nil)
+	return keep
+}
+
+// pass is forward, but that the upstream connection is still noted.
+func (s *session) pass(ctx context.Context, x *exchange, via connector, w way) (keep bool) {
 	var upgradeTo []byte
 	if w.upgrade {
 		upgradeTo = x.req.UpgradeTo()
@@ -294,6 +300,7 @@ func (s *session) forward(ctx context.Context, x *exchange, via connector, w way
 			return s.fail(x, f)
 		}
 		x.up = conn
+		s.holds(conn)
 		x.sent = time.Now()
 		if x.deadline.IsZero() {
 			conn.NoReadBy()
@@ -318,7 +325,7 @@ func (s *session) forward(ctx context.Context, x *exchange, via connector, w way
 				break
 			}
 		}
-		if x.uw > 0 || x.pump != nil || again || !stale(x, err) {
+		if x.uw > 0 || x.pump != nil || again || s.left.Load() || !stale(x, err) {
 			via.lost(x)
 			return s.broken(x, err)
 		}
@@ -452,6 +459,7 @@ func (s *session) respond(x *exchange, w way) (keep bool) {
 		s.Linger()
 		return false
 	}
+	s.holds(nil)
 	if reuse && x.ur == x.uw { // bytes that nobody asked for must not become another client's response
 		x.up.Put(now)
 	} else {
@@ -514,7 +522,7 @@ func (s *session) broken(x *exchange, err error) (keep bool) {
 		x.up = nil
 	}
 	x.whole = false
-	if x.started {
+	if x.started || s.left.Load() {
 		s.Abort()
 		s.drop()
 		return false
@@ -636,6 +644,8 @@ func statusText(status int) string {
 		return "Service Unavailable"
 	case 504:
 		return "Gateway Timeout"
+	case 508:
+		return "Loop Detected"
 	}
 	return "Error"
 }
@@ -695,6 +705,9 @@ func (s *session) pumpRequestBody(p *pump, body *http1.Body, up *upstream.Conn) 
 	for {
 		now := time.Now()
 		s.ArmRead(now, s.stack.Limits.Body)
+		if p.stopped.Load() { // stopPump's Wake may have come before the deadline that was set just now
+			return
+		}
 		b, n, err := s.Await()
 		if err != nil {
 			switch {

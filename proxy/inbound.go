@@ -95,6 +95,7 @@ func (in *Inbound) Run(ctx context.Context) error {
 			in.denials.flush(log, t)
 			in.each(func(c *client) {
 				c.age(t)
+				c.watch(t)
 				c.meter()
 			})
 		}
@@ -400,7 +401,19 @@ func (h *inboundHTTP) connect(ctx context.Context, x *exchange, again bool) (*up
 		h.in.Metrics.Error(observe.Inbound, false, "app-unreachable")
 		return nil, &failure{502, "app-unreachable", "the application does not accept connections at " + h.app.Addr()}
 	}
+	if h.in.Own.reached(c.Conn) {
+		c.Abort()
+		h.in.looped(h.log, h.name, h.app.Addr())
+		h.in.Metrics.Error(observe.Inbound, false, "loop")
+		return nil, &failure{508, "loop", "the sidecar takes itself for the application; its log says more"}
+	}
 	return c, nil
+}
+
+// looped tells the operator that the application's address is wrong.
+func (in *Inbound) looped(log *zerolog.Logger, port, app string) {
+	log.Error().Str("component", "inbound").Str("address", app).
+		Msg("the application's address of port " + port + " is one of this sidecar's own listeners; give --app " + port + "=HOST:PORT, where the application listens")
 }
 
 func (h *inboundHTTP) answered(*exchange, time.Time) {}
@@ -483,6 +496,14 @@ func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.B
 	if err != nil {
 		log.Debug().Str("component", "inbound").Err(err).Msg("application unreachable")
 		tcp.Close(l4.Errno(err), time.Since(now), true)
+		c.Abort()
+		return
+	}
+	if in.Own.reached(up.Conn) {
+		up.Abort()
+		in.looped(log, name, port.App)
+		in.Metrics.Error(observe.Inbound, true, "loop")
+		tcp.Close("", time.Since(now), true)
 		c.Abort()
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -379,5 +380,37 @@ func TestProofEnds(t *testing.T) {
 				t.Errorf("the idle connection ended with %v", err)
 			}
 		})
+	}
+}
+
+// A sidecar that is taken for its own application says so once, instead of calling itself until nothing is left.
+func TestLoop(t *testing.T) {
+	ln := listen(t)
+	app := ln.Addr().String()
+	w := newWorld(t, app, Limits{}, func(w *world) {
+		own := Own{netip.AddrPortFrom(netip.IPv4Unspecified(), addrPort(ln.Addr()).Port())}
+		w.in.Own = own
+		for i := range w.inbound.Ports {
+			w.inbound.Ports[i].MTLS = mesh.Permissive
+		}
+		w.inbound.Rules = append(w.inbound.Rules, mesh.Rule{ID: "shop/api/allow/all", Action: mesh.Allow, From: []mesh.Peer{{Unauthenticated: true}}})
+	})
+	ctx, stop := context.WithCancel(w.ctx)
+	served := make(chan error, 1)
+	go func() { served <- w.in.ServeExposed(ctx, ln, "auto") }()
+	defer func() { stop(); <-served }()
+
+	conn := dial(t, app)
+	send(t, conn, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if o, res := exchangeOf(bufio.NewReader(conn), "GET"); o.status != 508 || res.Header.Get("heddle-error") != "loop" {
+		t.Errorf("got %+v", o)
+	}
+	raw := dial(t, app)
+	send(t, raw, "\x00bytes")
+	if _, err := raw.Read(make([]byte, 1)); err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("bytes ended with %v, want a reset", err)
+	}
+	if logs := w.logs.String(); strings.Count(logs, "give --app auto=HOST:PORT") != 2 {
+		t.Errorf("the operator was told: %s", logs)
 	}
 }

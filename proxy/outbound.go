@@ -55,8 +55,8 @@ func (o *Outbound) ServeUpstream(ctx context.Context, ln net.Listener, service m
 	return o.serve(ctx, ln, func(ctx context.Context, c *client) { o.listener(ctx, c, d) })
 }
 
-// Run closes tunnels to destinations that a new config takes away, counts what tunnels carry and logs the denials that
-// were held back, until ctx ends.
+// Run closes tunnels to destinations that a new config takes away, ends exchanges whose client is gone, counts what
+// tunnels carry and logs the denials that were held back, until ctx ends.
 func (o *Outbound) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -77,7 +77,10 @@ func (o *Outbound) Run(ctx context.Context) error {
 		case <-changed:
 		case t := <-tick.C:
 			o.denials.flush(zerolog.Ctx(ctx), t)
-			o.each((*client).meter)
+			o.each(func(c *client) {
+				c.watch(t)
+				c.meter()
+			})
 		}
 	}
 }
@@ -499,6 +502,7 @@ func (o *Outbound) dialTCP(ctx context.Context, u *pipeline.Upstream) (*tcpTunne
 // run carries the bytes until both ends have closed.
 func (t *tcpTunnel) run(c *client, b *l4.Buffer, n int, stands func() bool) {
 	c.metered(t.tcp)
+	c.holds(t.up)
 	failed, err := c.carry(t.up.Conn, b, n, stands)
 	t.close(c, failed, err)
 }

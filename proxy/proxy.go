@@ -80,7 +80,7 @@ func (e *ConfigError) Error() string { return e.msg }
 func wrong(format string, args ...any) error { return &ConfigError{fmt.Sprintf(format, args...)} }
 
 // Run runs a sidecar until ctx ends or the admin port is asked to shut down; then it drains, and returns nil when all
-// that was under way has ended or Drain is over. A ConfigError is returned before anything is listened on.
+// that was under way has ended or Drain is over. A ConfigError is returned before anything is served.
 func Run(ctx context.Context, c Config) error {
 	log := zerolog.Ctx(ctx)
 	if err := c.check(); err != nil {
@@ -121,6 +121,13 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer ls.close()
+	own := ls.own()
+	for _, name := range sortedKeys(c.Apps) {
+		if own.named(c.Apps[name]) {
+			return wrong("--app %s=%s is one of this sidecar's own listeners: what came in would come in again and again; "+
+				"give where the application itself listens", name, c.Apps[name])
+		}
+	}
 	advertise, err := c.advertise(ls.inbound.Addr())
 	if err != nil {
 		return err
@@ -141,7 +148,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 
-	env := Env{Current: current, Identity: source, Metrics: metrics, Transport: transport, Want: client.Want, ConnectFailed: client.ConnectFailed}
+	env := Env{Current: current, Identity: source, Metrics: metrics, Transport: transport, Want: client.Want, ConnectFailed: client.ConnectFailed, Own: own}
 	s := &sidecar{
 		Config: c, client: client, source: source, current: current, metrics: metrics, advertise: advertise, listeners: ls,
 		inbound: NewInbound(env), outbound: NewOutbound(env), stop: make(chan struct{}), draining: make(chan struct{}),
@@ -360,6 +367,14 @@ func (ls *listeners) close() {
 	for _, l := range ls.all {
 		l.Close()
 	}
+}
+
+func (ls *listeners) own() Own {
+	var own Own
+	for _, l := range ls.all {
+		own = append(own, addrPort(l.Addr()))
+	}
+	return own
 }
 
 // listen opens all listeners, or none.

@@ -195,7 +195,14 @@ func TestRunNewWorkload(t *testing.T) {
 	}
 }
 
-// TestRunRefuses: mistakes are found before anything is listened on, and say what to do.
+// freePort is an address that nothing listened on a moment ago.
+func freePort(t *testing.T) string {
+	ln := listen(t)
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// TestRunRefuses: mistakes are found before anything is served, and say what to do.
 func TestRunRefuses(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -214,6 +221,14 @@ func TestRunRefuses(t *testing.T) {
 		{"advertised everywhere", func(c *Config) { c.Advertise = "0.0.0.0:1" }, "--advertise"},
 		{"advertised by name", func(c *Config) { c.Advertise = "host:1" }, "--advertise"},
 		{"application without host", func(c *Config) { c.Apps = map[string]string{"http": ":80"} }, "http=127.0.0.1:8080"},
+		{"application is the sidecar itself", func(c *Config) {
+			c.Inbound = freePort(t)
+			c.Apps = map[string]string{"http": c.Inbound}
+		}, "this sidecar's own listeners"},
+		{"application is the sidecar, by a name", func(c *Config) {
+			c.Expose["http"] = freePort(t)
+			c.Apps = map[string]string{"http": "localhost:" + c.Expose["http"][len("127.0.0.1:"):]}
+		}, "this sidecar's own listeners"},
 		{"exposed without port", func(c *Config) { c.Expose["http"] = "127.0.0.1" }, "--expose http"},
 		{"port that is none", func(c *Config) { c.Admin = "127.0.0.1:99999" }, "--admin"},
 	} {

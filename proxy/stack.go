@@ -29,6 +29,8 @@ type Env struct {
 	Want func(mesh.ServiceName)
 	// ConnectFailed is told of endpoints that could not be reached; it returns at once. Outbound only.
 	ConnectFailed func(service mesh.ServiceName, address string, err error)
+	// Own is where this sidecar listens itself, so that it is never taken for the application. Inbound only.
+	Own Own
 	// Limits bound what a connection may take; zero fields are the defaults.
 	Limits Limits
 }
@@ -98,8 +100,11 @@ type client struct {
 	// state says whether its goroutine waits for a request, so that it may be woken without harm.
 	state   atomic.Int32
 	closing atomic.Bool // no further request after the one at hand
+	left    atomic.Bool // the client vanished while its answer was waited for
 
 	mu sync.Mutex // guards the rest, but its goroutine may read peer and chain without
+
+	up *upstream.Conn // that an exchange or a tunnel of it has now; nil: none
 
 	// Of a connection under mutual TLS, else zero: who it is and until when that holds.
 	peer     string
@@ -122,8 +127,46 @@ const (
 // retire lets the connection end at the next moment at which no request is lost.
 func (c *client) retire() {
 	c.closing.Store(true)
+	c.mu.Lock()
+	defer c.mu.Unlock() // see awake
 	if c.state.CompareAndSwap(idle, woken) {
 		c.Wake()
+	}
+}
+
+// awake ends the wait for a request, and reports whether retire ended it. Then its Wake is over too: one that came later
+// would break the request that came with it.
+func (c *client) awake() (retired bool) {
+	if c.state.CompareAndSwap(idle, busy) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.Store(busy)
+	return true
+}
+
+// holds notes the upstream connection that the client's exchange or tunnel has, or none, for watch to end it. It must be
+// none before the connection is another's.
+func (c *client) holds(up *upstream.Conn) {
+	c.mu.Lock()
+	c.up = up
+	c.mu.Unlock()
+}
+
+// watch ends an exchange that nobody waits for any more, so that the application need not work for nobody: its own
+// goroutine waits for the upstream and does not look at the client. It also ends what goes to a server whose SVID has
+// expired: no connection lives longer than the proof of its peer.
+func (c *client) watch(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.up == nil:
+	case c.judge == nil && c.Gone(): // a tunnel reads from both sides, and sees it
+		c.left.Store(true)
+		c.up.Abort()
+	case c.up.Expired(now):
+		c.up.Abort()
 	}
 }
 

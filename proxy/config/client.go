@@ -52,6 +52,9 @@ type Config struct {
 	Applications map[string]string
 	// Dir is the state directory.
 	Dir string
+	// JoinToken reads the join token that lies ready now; no token is no error. nil: there never is one. One that was not
+	// used yet is used at the next connection, whatever certificate there is.
+	JoinToken func() (*identity.Token, error)
 }
 
 // Deps are what the client works on. All are required.
@@ -75,12 +78,14 @@ type Client struct {
 	asked    chan struct{} // size 1: wanted or failures grew
 
 	// What follows belongs to Run's goroutine, and to Start before.
-	store    *store
-	refusals map[mesh.ServiceName]pipeline.Refusal
-	who      identity.Enrolment
-	renewal  identity.Renewal
-	reenrol  bool // the control plane asked for it
-	fresh    bool // the next hello has nothing
+	store     *store
+	refusals  map[mesh.ServiceName]pipeline.Refusal
+	who       identity.Enrolment
+	renewal   identity.Renewal
+	reenrol   bool   // the control plane asked for it
+	fresh     bool   // the next hello has nothing
+	spent     string // the id of a new token that was refused
+	complaint string // about the token's file, as last logged
 
 	mu       sync.Mutex // guards what follows
 	wanted   map[mesh.ServiceName]bool
@@ -222,7 +227,7 @@ func (c *Client) loop(ctx context.Context) {
 	log := zerolog.Ctx(ctx)
 	wait, said, warned := time.Duration(0), "", time.Time{}
 	for {
-		began := time.Now()
+		began, proven := time.Now(), !c.reenrol
 		err := c.once(ctx)
 		if ctx.Err() != nil {
 			return
@@ -237,7 +242,8 @@ func (c *Client) loop(ctx context.Context) {
 				wait, said = 0, ""
 			}
 			wait = min(max(2*wait, retryMin), retryMax)
-			if identity.Permanent(err) {
+			// A stream that is denied is no last word: the host key may get another certificate.
+			if identity.Permanent(err) && !(proven && c.reenrol) {
 				wait = askOperator
 			}
 			c.set(func(s *Status) { s.Error = err.Error() })
@@ -284,24 +290,57 @@ func (c *Client) warnOfExpiry(log *zerolog.Logger) bool {
 
 // once makes sure of an identity, and holds one stream until it ends. The error is never nil.
 func (c *Client) once(ctx context.Context) error {
+	fresh := c.freshToken(ctx)
 	if c.Source.Valid() != nil || c.reenrol {
 		if err := c.enrol(ctx); err != nil {
 			return err
 		}
+	} else if fresh {
+		if err := c.enrol(ctx); err != nil {
+			zerolog.Ctx(ctx).Warn().Err(err).Msg("the new join token does not enrol; going on with the certificate at hand")
+			if identity.Permanent(err) {
+				c.spent = c.Enroller.Token.ID
+			}
+		}
 	}
 	err := c.session(ctx)
-	if status.Code(err) == codes.Unauthenticated {
-		c.reenrol = true // as the control plane says: the identity is no longer the workload's
+	switch status.Code(err) {
+	case codes.Unauthenticated, codes.PermissionDenied:
+		c.reenrol = true // as the control plane says: the certificate is no longer the workload's
 	}
 	var m mismatchError
 	c.fresh = c.fresh || errors.As(err, &m)
 	return err
 }
 
+// freshToken takes up the join token that lies ready, and reports whether it was not used yet.
+func (c *Client) freshToken(ctx context.Context) bool {
+	if c.JoinToken == nil {
+		return false
+	}
+	t, err := c.JoinToken()
+	if err == nil && t != nil && c.who.Workload != "" && t.Workload != c.who.Workload {
+		err = fmt.Errorf("the join token is of workload %s, this sidecar is %s", t.Workload, c.who.Workload)
+	}
+	if err != nil {
+		if line := err.Error(); line != c.complaint {
+			c.complaint = line
+			zerolog.Ctx(ctx).Warn().Err(err).Msg("the join token that lies ready is not used")
+		}
+		return false
+	}
+	c.complaint = ""
+	if t == nil { // it was used, and is not needed again
+		return false
+	}
+	c.Enroller.Token = t
+	return t.ID != c.who.Token && t.ID != c.spent
+}
+
 func (c *Client) enrol(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
-	who, err := c.Enroller.Enrol(ctx, c.who.Workload)
+	who, err := c.Enroller.Enrol(ctx, c.who)
 	var lost *identity.NotKeptError
 	if errors.As(err, &lost) {
 		zerolog.Ctx(ctx).Error().Err(err).Msg("the next start will have to enrol again")

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +42,7 @@ type sidecar struct {
 	fresh   *pipeline.Freshness
 	metrics *observe.Registry
 	log     *logs
+	handed  atomic.Pointer[string] // the content of the join token's file
 	stop    func()
 }
 
@@ -599,5 +601,73 @@ func TestDrainAndReenrol(t *testing.T) {
 	c.refuse.Store(w2)
 	if !identity.Permanent(w2.Err()) {
 		t.Error("a revocation does not count as permanent")
+	}
+}
+
+// TestNewToken: a join token that this sidecar has not used is used at the next connection, with a certificate that has not
+// ended too. That is what mends a lost register of enrolments, and a lost root.
+func TestNewToken(t *testing.T) {
+	c, s, w := enrolled(t)
+	receive(t, c.enrolled, "enrolment")
+	hand := func(token string) { s.handed.Store(&token) }
+
+	// The token that was used is no news.
+	hand(c.token())
+	w.transact(full(1, commitA))
+	w.end <- errEnd
+	w = c.next()
+	if len(c.enrolled) != 0 {
+		t.Error("enrolled again with the same token")
+	}
+	// A new one that is refused costs nothing: the certificate at hand is good.
+	no := status.New(codes.PermissionDenied, "the join token ended")
+	c.refuse.Store(no)
+	hand(c.tokenOf("ended"))
+	w.end <- errEnd
+	w = c.next()
+	s.poll("the refusal in the log", func() bool { return strings.Contains(s.log.String(), "the join token ended") })
+	w.end <- errEnd
+	w = c.next()
+	if n := strings.Count(s.log.String(), "the join token ended"); n != 1 {
+		t.Errorf("a refused token was told of %d times", n)
+	}
+	// What cannot be read, or is another workload's, is not used.
+	c.refuse.Store(nil)
+	hand("secret")
+	w.end <- errEnd
+	w = c.next()
+	if len(c.enrolled) != 0 || !strings.Contains(s.log.String(), "no join token") || strings.Contains(s.log.String(), `"secret"`) {
+		t.Errorf("a damaged token: log:\n%s", s.log)
+	}
+
+	// The control plane lost its enrolments: the host key is unknown, the certificate still good.
+	c.knownHost.Store(nil)
+	hand(c.tokenOf("t2"))
+	w.end <- status.Error(codes.PermissionDenied, "not enrolled")
+	if q := receive(t, c.enrolled, "enrolment"); q.TokenId != "t2" {
+		t.Errorf("enrolled by %v", q)
+	}
+	w = c.next()
+	// It lost its root: no handshake succeeds, until a token names the new one.
+	c.stop()
+	other := startControlPlane(t, newAuthority(t), c.address)
+	s.poll("an error of the stream", func() bool { return s.Status().Error != "" && !s.Status().Connected })
+	hand(other.tokenOf("t3"))
+	if q := receive(t, other.enrolled, "enrolment"); q.TokenId != "t3" {
+		t.Errorf("enrolled by %v", q)
+	}
+	w = other.next()
+	if w.hello.Epoch != 1 || len(w.hello.Have) != 6 {
+		t.Errorf("the config was dropped with the root: hello has %d objects at epoch %d", len(w.hello.Have), w.hello.Epoch)
+	}
+	// Which token was used outlives a restart.
+	s.stop()
+	handed := *s.handed.Load()
+	s = newSidecar(t, s.dir, other.address, "")
+	s.handed.Store(&handed)
+	s.start()
+	other.next()
+	if len(other.enrolled) != 0 {
+		t.Error("enrolled again with the same token after a restart")
 	}
 }

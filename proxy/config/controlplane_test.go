@@ -152,10 +152,12 @@ func (c *controlPlane) listen(address string) {
 func (c *controlPlane) stop() { c.server.Stop() }
 
 // token is the content of a join token's file.
-func (c *controlPlane) token() string {
+func (c *controlPlane) token() string { return c.tokenOf("t1") }
+
+func (c *controlPlane) tokenOf(id string) string {
 	sum := sha256.Sum256(c.ca.cert.RawSubjectPublicKeyInfo)
 	b, _ := json.Marshal(map[string]any{
-		"id": "t1", "secret": base64.RawURLEncoding.EncodeToString([]byte("s3cret")), "workload": workload, "service": "shop/web",
+		"id": id, "secret": base64.RawURLEncoding.EncodeToString([]byte("s3cret")), "workload": workload, "service": "shop/web",
 		"fingerprint": hex.EncodeToString(sum[:]),
 	})
 	return "heddle-join-1." + base64.RawURLEncoding.EncodeToString(b)

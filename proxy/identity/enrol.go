@@ -71,7 +71,7 @@ func ParseToken(s string) (*Token, error) {
 type Enroller struct {
 	// Address is the enrolment port, "host:port".
 	Address string
-	// Token is needed for the first enrolment of a host key; nil afterwards.
+	// Token is needed for the first enrolment of a host key, and for one after that is no longer registered; nil: none.
 	Token  *Token
 	State  *State
 	Source *Source
@@ -83,18 +83,20 @@ type Enroller struct {
 var ErrNoToken = errors.New("this host is not enrolled yet and has no join token; give --join-token-file, `heddle token create` makes one")
 
 // Enrol proves who this is, by the token and the host key or by the host key alone, gets an SVID and the trust bundle,
-// keeps both and publishes them. workload is what the state says, empty at the first time. It makes one attempt; the
-// deadline is ctx's.
-func (e *Enroller) Enrol(ctx context.Context, workload string) (Enrolment, error) {
+// keeps both and publishes them. known is what the state says, zero at the first time. It makes one attempt; the deadline
+// is ctx's.
+func (e *Enroller) Enrol(ctx context.Context, known Enrolment) (Enrolment, error) {
 	now := time.Now
 	if e.Now != nil {
 		now = e.Now
 	}
-	req := &proxyapi.EnrolRequest{Workload: workload, Time: timestamppb.New(now())}
-	if t := e.Token; t != nil {
-		if workload != "" && workload != t.Workload {
-			return Enrolment{}, fmt.Errorf("the state directory is of workload %s and the join token of %s; use another --state", workload, t.Workload)
+	req := &proxyapi.EnrolRequest{Workload: known.Workload, Time: timestamppb.New(now())}
+	t, used := e.Token, known.Token
+	if t != nil {
+		if known.Workload != "" && known.Workload != t.Workload {
+			return Enrolment{}, fmt.Errorf("the state directory is of workload %s and the join token of %s; use another --state", known.Workload, t.Workload)
 		}
+		used = t.ID
 		req.Workload, req.TokenId, req.TokenSecret = t.Workload, t.ID, t.secret
 	}
 	if req.Workload == "" {
@@ -114,7 +116,7 @@ func (e *Enroller) Enrol(ctx context.Context, workload string) (Enrolment, error
 
 	var domain string // of the control plane that proved itself
 	conn, err := grpc.NewClient("passthrough:///"+e.Address, append(DialOptions(),
-		grpc.WithTransportCredentials(credentials.NewTLS(e.tls(now, &domain))))...)
+		grpc.WithTransportCredentials(credentials.NewTLS(e.tls(now, t, &domain))))...)
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("enrol at %s: %w", e.Address, err)
 	}
@@ -140,7 +142,7 @@ func (e *Enroller) Enrol(ctx context.Context, workload string) (Enrolment, error
 	if string(svid.ID) != resp.GetIdentity() {
 		return Enrolment{}, fmt.Errorf("enrol at %s: the certificate is for %s, the answer says %s", e.Address, svid.ID, resp.GetIdentity())
 	}
-	out := Enrolment{Workload: resp.GetWorkload(), Service: mesh.ServiceName(resp.GetService())}
+	out := Enrolment{Workload: resp.GetWorkload(), Service: mesh.ServiceName(resp.GetService()), Token: used}
 	e.Source.Set(svid, bundle)
 	// Failing to keep it does not stop this process from serving; it costs an enrolment at the next start.
 	if err := errors.Join(e.State.SaveBundle(bundle), e.State.Save(out, svid)); err != nil {
@@ -182,7 +184,7 @@ func refusal(err error) error {
 
 // tls is server-authenticated: the chain must end in a root of the bundle that was kept, or in one that the token's
 // fingerprint names, and its leaf must be a control plane's SVID. domain is set to its trust domain.
-func (e *Enroller) tls(now func() time.Time, domain *string) *tls.Config {
+func (e *Enroller) tls(now func() time.Time, token *Token, domain *string) *tls.Config {
 	return &tls.Config{
 		MinVersion:         spiffe.TLSVersion,
 		InsecureSkipVerify: true, // VerifyConnection judges
@@ -201,10 +203,10 @@ func (e *Enroller) tls(now func() time.Time, domain *string) *tls.Config {
 				}
 				b.Roots = slices.Clone(kept.Roots)
 			}
-			if e.Token != nil {
+			if token != nil {
 				for _, c := range cs.PeerCertificates[1:] {
 					sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-					if slices.Contains(e.Token.roots, hex.EncodeToString(sum[:])) {
+					if slices.Contains(token.roots, hex.EncodeToString(sum[:])) {
 						b.Roots = append(b.Roots, c)
 					}
 				}

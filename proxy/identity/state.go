@@ -94,6 +94,8 @@ func (s *State) Verify(digest [sha256.Size]byte, signature []byte) bool {
 type Enrolment struct {
 	Workload string           `json:"workload"`
 	Service  mesh.ServiceName `json:"service"`
+	// Token is the id of the join token that was used last; empty: not known.
+	Token string `json:"token,omitempty"`
 }
 
 type storedSVID struct {

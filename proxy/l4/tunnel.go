@@ -40,7 +40,7 @@ func Tunnel(client, upstream *Conn, idle time.Duration) (failed *Conn, err error
 type tunnel struct {
 	client, upstream *Conn
 	idle             time.Duration
-	up, down         half // each written by its goroutine, read when both are done
+	up, down         half         // each written by its goroutine, read when both are done
 	moved            atomic.Int64 // when bytes last did, in either direction; unix nanoseconds
 }
 

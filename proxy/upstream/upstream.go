@@ -139,7 +139,8 @@ type Conn struct {
 
 	pool     *Pool
 	material *identity.Material // what it was made with
-	expires  time.Time          // of the peer's SVID; zero to the application
+	proven   time.Time          // until when the peer's SVID proves it; zero to the application
+	expires  time.Time          // a little earlier: the last moment to begin something
 	since    time.Time          // idle since
 }
 
@@ -180,6 +181,9 @@ func (c *Conn) usable(now time.Time) bool {
 	}
 	return c.material == p.transport.source.Load() && now.Before(c.expires)
 }
+
+// Expired reports whether the server's SVID has expired since it was shown.
+func (c *Conn) Expired(now time.Time) bool { return !c.proven.IsZero() && !now.Before(c.proven) }
 
 // Put gives a connection back whose exchange ended in order; it is kept for the next one, or closed.
 func (c *Conn) Put(now time.Time) {
@@ -230,12 +234,11 @@ func (p *Pool) dial(ctx context.Context, config *tls.Config) (*Conn, error) {
 		c.Abort()
 		return nil, fmt.Errorf("%w with %s: %w", ErrIdentity, p.addr, err)
 	}
-	var expires time.Time
-	if c.Peer, expires, err = identity.Peer(c.TLS()); err != nil {
+	if c.Peer, c.proven, err = identity.Peer(c.TLS()); err != nil {
 		c.Abort()
 		return nil, fmt.Errorf("%w with %s: %w", ErrIdentity, p.addr, err)
 	}
-	c.expires = expires.Add(-min(expiryMargin, time.Until(expires)/4))
+	c.expires = c.proven.Add(-min(expiryMargin, time.Until(c.proven)/4))
 	return c, nil
 }
 
