@@ -44,7 +44,8 @@ type Config struct {
 	// ControlPlane is the stream port, Enrolment the enrolment port of a control plane.
 	ControlPlane string
 	Enrolment    string
-	// JoinTokenFile is needed for the first start on a host; a file that is gone later is no error.
+	// JoinTokenFile is needed for the first start on a host; a file that is gone later is no error. Another token in it is
+	// used at the next connection to the control plane.
 	JoinTokenFile string
 	// Inbound is where other sidecars connect, with mTLS only. Advertise is that address as they see it, "IP:port" (port
 	// 0: the one that Inbound got); empty: Inbound's, which must then name an IP.
@@ -139,7 +140,7 @@ func Run(ctx context.Context, c Config) error {
 	// The last known good config serves at once.
 	client := config.New(config.Config{
 		ControlPlane: c.ControlPlane, Version: c.Version, Declared: c.declared(), MeshAddress: advertise,
-		Applications: c.Apps, Dir: c.StateDir,
+		Applications: c.Apps, Dir: c.StateDir, JoinToken: func() (*identity.Token, error) { return readToken(c.JoinTokenFile) },
 	}, config.Deps{
 		State: state, Source: source, Enroller: &identity.Enroller{Address: c.Enrolment, Token: token, State: state, Source: source},
 		Current: current, Clusters: clusters, Freshness: freshness, Metrics: metrics,

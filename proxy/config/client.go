@@ -290,12 +290,12 @@ func (c *Client) warnOfExpiry(log *zerolog.Logger) bool {
 
 // once makes sure of an identity, and holds one stream until it ends. The error is never nil.
 func (c *Client) once(ctx context.Context) error {
-	fresh := c.freshToken(ctx)
+	unused := c.unusedToken(ctx)
 	if c.Source.Valid() != nil || c.reenrol {
 		if err := c.enrol(ctx); err != nil {
 			return err
 		}
-	} else if fresh {
+	} else if unused {
 		if err := c.enrol(ctx); err != nil {
 			zerolog.Ctx(ctx).Warn().Err(err).Msg("the new join token does not enrol; going on with the certificate at hand")
 			if identity.Permanent(err) {
@@ -313,8 +313,8 @@ func (c *Client) once(ctx context.Context) error {
 	return err
 }
 
-// freshToken takes up the join token that lies ready, and reports whether it was not used yet.
-func (c *Client) freshToken(ctx context.Context) bool {
+// unusedToken takes up the join token that lies ready, and reports whether it was not used yet.
+func (c *Client) unusedToken(ctx context.Context) bool {
 	if c.JoinToken == nil {
 		return false
 	}

@@ -78,6 +78,12 @@ func newSidecar(t *testing.T, dir, address, token string) *sidecar {
 	s.Client = config.New(config.Config{
 		ControlPlane: address, Version: "v0.0.0-test", Declared: []mesh.ServiceName{"shop/ledger"},
 		MeshAddress: "127.0.0.1:4143", Applications: map[string]string{"http": "127.0.0.1:8080"}, Dir: dir,
+		JoinToken: func() (*identity.Token, error) {
+			if b := s.handed.Load(); b != nil {
+				return identity.ParseToken(*b)
+			}
+			return nil, nil
+		},
 	}, config.Deps{
 		State: state, Source: s.source, Enroller: enroller, Current: s.current, Freshness: s.fresh, Metrics: s.metrics,
 		Clusters: pipeline.NewClusters(func(pipeline.Target) pipeline.Pool { return pool{} }, nil),
