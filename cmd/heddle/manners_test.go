@@ -230,6 +230,7 @@ func TestFaults(t *testing.T) {
 		{[]string{"controlplane", "--reconciler", "127.0.0.1:1", "--reconciler-key", "secret"}, exitNoLook, "heddle key"},
 		{[]string{"up"}, exitNoLook, "heddle-proxy"}, // there is none beside the test's binary
 		{[]string{"up", "nowhere"}, exitUsage, "shop"},
+		{[]string{"up", "--log-level", "loud"}, exitUsage, "want debug"},
 	} {
 		r := heddle(t, dir, nil, c.args...)
 		first, _, _ := strings.Cut(r.stderr, "\n")

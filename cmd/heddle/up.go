@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -40,6 +41,9 @@ EXAMPLE is a directory with a processes.json, or the name of a built-in example 
 			cfg.Example, cfg.State = examples.Default, c.state
 			if len(args) == 1 {
 				cfg.Example = args[0]
+			}
+			if _, err := programLog(io.Discard, cfg.LogLevel); err != nil {
+				return err
 			}
 			self, err := os.Executable()
 			if err == nil {

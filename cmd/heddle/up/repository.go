@@ -65,7 +65,9 @@ func makeRepository(ctx context.Context, dir, ref string, policy fs.FS, schema m
 	} {
 		cmd := exec.CommandContext(ctx, git, append([]string{"-C", temporary}, args...)...)
 		cmd.Env = gitEnvironment()
-		if out, err := cmd.CombinedOutput(); err != nil {
+		if out, err := cmd.CombinedOutput(); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
 			return fmt.Errorf("making the policy repository: git %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
 		}
 	}

@@ -14,7 +14,8 @@ import (
 // screen redraws the status in place, on a terminal.
 type screen struct {
 	*supervisor
-	drawn  int // lines on the screen that are ours
+	drawn  int            // lines on the screen that are ours
+	on     terminal.Style // of the terminal that they were drawn on
 	recent []string
 	last   string
 	at     time.Time
@@ -38,7 +39,8 @@ func (s *screen) show(v view, lines []string) error {
 		return nil
 	}
 	s.last, s.at = h, time.Now()
-	return s.draw(s.page(v))
+	style := terminal.StyleOf(s.cfg.Out, s.cfg.Getenv) // the window may have changed its size
+	return s.draw(s.page(v, style), style)
 }
 
 func (s *screen) end() error {
@@ -47,28 +49,28 @@ func (s *screen) end() error {
 }
 
 // draw replaces what was drawn before. It never scrolls: a page is cut to the terminal.
-func (s *screen) draw(page []string) error {
-	style := terminal.StyleOf(s.cfg.Out, s.cfg.Getenv) // the window may have changed its size
+func (s *screen) draw(page []string, style terminal.Style) error {
 	if style.Height > 1 && len(page) > style.Height-1 {
 		page = page[:style.Height-1]
 	}
 	var b strings.Builder
-	if s.drawn > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA", s.drawn)
+	switch {
+	case s.drawn > 0 && style != s.on:
+		b.WriteString("\x1b[H\x1b[2J") // the terminal has moved and broken our lines as it liked
+	case s.drawn > 0:
+		fmt.Fprintf(&b, "\x1b[%dA\r", s.drawn)
 	}
-	b.WriteString("\r")
 	for _, l := range page {
 		b.WriteString(l + "\x1b[K\n")
 	}
 	b.WriteString("\x1b[J")
-	s.drawn = len(page)
+	s.drawn, s.on = len(page), style
 	_, err := fmt.Fprint(s.cfg.Out, b.String())
 	return err
 }
 
 // page is the whole screen, line by line, none wider than the terminal.
-func (s *screen) page(v view) []string {
-	style := terminal.StyleOf(s.cfg.Out, s.cfg.Getenv)
+func (s *screen) page(v view, style terminal.Style) []string {
 	var out []string
 	field := func(name, text string) { out = append(out, style.Fit(fmt.Sprintf("%-9s%s", name, text), style.Width)) }
 	mark, state := terminal.Warning, "starting"

@@ -97,3 +97,36 @@ findings: 1; 3f9c2ab still serves
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
+
+// A repository that cannot be read has no commit to show, and a reason that has to be.
+func TestTroubleBeforeTheFirstCommit(t *testing.T) {
+	got := new(supervisor).trouble(&reconciler.Status{Fault: "no branch \"x\""})
+	if want := []string{`fault: no branch "x"`}; !slices.Equal(got, want) {
+		t.Errorf("trouble is %q, want %q", got, want)
+	}
+}
+
+// A page replaces the one before it; on a window of another size it is drawn anew.
+func TestDraw(t *testing.T) {
+	var out strings.Builder
+	s := &screen{supervisor: &supervisor{cfg: Config{Out: &out}}}
+	small, large := terminal.Style{Width: 40, Height: 3}, terminal.Style{Width: 80, Height: 9}
+	for _, c := range []struct {
+		page []string
+		on   terminal.Style
+		want string
+	}{
+		{[]string{"a", "b", "c"}, small, "a\x1b[K\nb\x1b[K\n\x1b[J"},
+		{[]string{"d"}, small, "\x1b[2A\rd\x1b[K\n\x1b[J"},
+		{[]string{"e", "f", "g"}, large, "\x1b[H\x1b[2Je\x1b[K\nf\x1b[K\ng\x1b[K\n\x1b[J"},
+		{[]string{"h"}, large, "\x1b[3A\rh\x1b[K\n\x1b[J"},
+	} {
+		out.Reset()
+		if err := s.draw(c.page, c.on); err != nil {
+			t.Fatal(err)
+		}
+		if got := out.String(); got != c.want {
+			t.Errorf("%q is drawn as %q, want %q", c.page, got, c.want)
+		}
+	}
+}

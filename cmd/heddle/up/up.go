@@ -64,8 +64,11 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	cfg.State = state
-	u := &supervisor{cfg: cfg, waiting: map[string]string{}}
+	u := &supervisor{cfg: cfg, waiting: map[string]string{}, hopeless: make(chan error, 1)}
 	if err := u.prepare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before there was anything to stop
+		}
 		return err
 	}
 	defer u.unlock()
@@ -89,8 +92,11 @@ type supervisor struct {
 	group  *process.Group
 	events *events
 
-	mu      sync.Mutex        // guards what follows
-	waiting map[string]string // by workload: why it does not run yet
+	hopeless chan error // size 1: why the mesh will never run
+
+	mu       sync.Mutex        // guards what follows
+	waiting  map[string]string // by workload: why it does not run yet
+	answered []string          // the programs of core that answered once in this run
 }
 
 func (u *supervisor) prepare(ctx context.Context) (err error) {
@@ -190,7 +196,10 @@ func (u *supervisor) findPrograms() error {
 // run starts everything and waits for the end.
 func (u *supervisor) run(ctx context.Context) error {
 	u.events = newEvents()
-	u.group = process.NewGroup(drain, u.events.process)
+	u.group = process.NewGroup(drain, func(e process.Event) {
+		u.events.process(e)
+		u.judge(e)
+	})
 	defer u.group.Close()
 	reconciler, controlplane, err := u.core()
 	if err != nil {
@@ -221,6 +230,14 @@ func (u *supervisor) run(ctx context.Context) error {
 	}
 	eg.Go(func() error { return u.keepFile(ctx) })
 	eg.Go(func() error {
+		select {
+		case err := <-u.hopeless:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	eg.Go(func() error {
 		err := u.watch(ctx)
 		if err == nil {
 			stop() // it has seen what it was to wait for
@@ -241,6 +258,49 @@ type started struct {
 	workload   *Workload
 	proxy, app process.Spec
 	tokenFile  string
+}
+
+// The programs of core, by their names as processes.
+const nameReconciler, nameControlplane = "reconciler", "controlplane"
+
+// judge ends the run where starting again is in vain: a program of the core that says that it cannot run, and never
+// could in this run. One that ran before is started again, whatever it says: a disk or a network may come back.
+func (u *supervisor) judge(e process.Event) {
+	if e.PID != 0 || e.Err != nil || e.Code <= 0 || e.Name != nameReconciler && e.Name != nameControlplane {
+		return
+	}
+	why := complaint(e.Last)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if why == "" || slices.Contains(u.answered, e.Name) {
+		return
+	}
+	select {
+	case u.hopeless <- fmt.Errorf("%s: %s", e.Name, why):
+	default: // the first reason is enough
+	}
+}
+
+// complaint is the error with which one of our programs ended, and what it says to try; "" if it said none.
+func complaint(output string) string {
+	at := strings.LastIndex("\n"+output, "\nerror: ")
+	if at < 0 {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(output[at:]), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return terminal.Clean(strings.TrimPrefix(strings.Join(lines, "; "), "error: "))
+}
+
+// hasAnswered notes that a program of core runs.
+func (u *supervisor) hasAnswered(name string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !slices.Contains(u.answered, name) {
+		u.answered = append(u.answered, name)
+	}
 }
 
 func (u *supervisor) log(name string) string { return filepath.Join(u.cfg.State, "logs", name+".log") }
@@ -273,7 +333,7 @@ func (u *supervisor) core() (reconciler, controlplane process.Spec, err error) {
 		}
 	}
 	reconciler = process.Spec{
-		Name: "reconciler", Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("reconciler"),
+		Name: nameReconciler, Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("reconciler"),
 		// Not an argument: a URL may carry a token, and arguments show in process lists.
 		Env: environment(map[string]string{flagenv.Name("repo"): u.repo}),
 		Args: []string{"reconciler",
@@ -288,7 +348,7 @@ func (u *supervisor) core() (reconciler, controlplane process.Spec, err error) {
 		},
 	}
 	controlplane = process.Spec{
-		Name: "controlplane", Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("controlplane"), Env: environment(nil),
+		Name: nameControlplane, Path: u.cfg.Heddle, Dir: u.cfg.State, Log: u.log("controlplane"), Env: environment(nil),
 		Args: []string{"controlplane",
 			"--state", u.cfg.State,
 			"--reconciler", at["reconciler/releases"],
@@ -353,7 +413,7 @@ func (u *supervisor) workload(w *Workload) (started, error) {
 	return p, nil
 }
 
-// variable makes a port's name part of an environment variable'u.
+// variable makes a port's name part of an environment variable's.
 func variable(port string) string { return strings.ToUpper(strings.ReplaceAll(port, "-", "_")) }
 
 // token asks the control plane for a join token until it gets one: before the first release there is no trust domain,

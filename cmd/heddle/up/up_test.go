@@ -2,6 +2,7 @@ package up
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/process"
 	"github.com/heddle-mesh/heddle/examples"
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
@@ -130,5 +132,55 @@ func TestRepositoryWithoutGit(t *testing.T) {
 	err := makeRepository(context.Background(), filepath.Join(t.TempDir(), "repo"), "main", fstest.MapFS{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "--repo") {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// Ctrl-C while git runs is no failure of git.
+func TestRepositoryInterrupted(t *testing.T) {
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip("there is no git")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := makeRepository(ctx, filepath.Join(t.TempDir(), "repo"), "main", fstest.MapFS{}, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// A core program that says that it cannot run, and never did, ends the run; nothing else does.
+func TestHopeless(t *testing.T) {
+	failed := func(change func(*process.Event)) process.Event {
+		e := process.Event{Name: "reconciler", Exit: "exit status 3", Code: 3,
+			Last: "{\"message\":\"starting\"}\nerror: no repository \x1b[1m/x\n  try: git init\n"}
+		change(&e)
+		return e
+	}
+	for _, c := range []struct {
+		name     string
+		event    process.Event
+		answered string
+		want     string
+	}{
+		{name: "it says why", event: failed(func(*process.Event) {}), want: "reconciler: no repository  [1m/x; try: git init"},
+		{name: "it ran before", event: failed(func(*process.Event) {}), answered: "reconciler"},
+		{name: "the other one ran before", event: failed(func(*process.Event) {}), answered: "controlplane", want: "reconciler: no repository  [1m/x; try: git init"},
+		{name: "it was killed", event: failed(func(e *process.Event) { e.Code = -1 })},
+		{name: "it says nothing", event: failed(func(e *process.Event) { e.Last = "{}\n" })},
+		{name: "an application", event: failed(func(e *process.Event) { e.Name = "api-1" })},
+		{name: "it started", event: failed(func(e *process.Event) { e.PID = 7 })},
+	} {
+		u := &supervisor{hopeless: make(chan error, 1)}
+		u.hasAnswered(c.answered)
+		u.judge(c.event)
+		u.judge(c.event) // a second reason waits for nobody
+		got := ""
+		select {
+		case err := <-u.hopeless:
+			got = err.Error()
+		default:
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
 	}
 }

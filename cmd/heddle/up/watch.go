@@ -59,7 +59,11 @@ func (e *events) process(p process.Event) {
 	case p.Err != nil:
 		e.add(fmt.Sprintf("failed %s cannot be started: %v; trying again in %s", p.Name, p.Err, p.Wait))
 	case p.PID == 0:
-		e.add(fmt.Sprintf("exited %s %s; restarting in %s", p.Name, p.Exit, p.Wait))
+		why := p.Exit
+		if said := complaint(p.Last); said != "" && p.Code > 0 {
+			why += ": " + said
+		}
+		e.add(fmt.Sprintf("exited %s %s; restarting in %s", p.Name, why, p.Wait))
 	default:
 		e.add(fmt.Sprintf("started %s pid %d", p.Name, p.PID))
 	}
@@ -98,15 +102,20 @@ func (u *supervisor) watch(ctx context.Context) error {
 		look, cancel := context.WithTimeout(ctx, time.Second)
 		status := new(reconciler.Status)
 		if v.statusErr = reconcilerAPI.Get(look, "/v1/status", status); v.statusErr == nil {
+			u.countAll(status)
 			v.status, v.statusAt = status, time.Now()
+			u.hasAnswered(nameReconciler)
+		}
+		if v.missing != "" || time.Since(v.edgesAt) >= edgesEvery {
+			v.missing = u.missing(look, controlplaneAPI)
 		}
 		if time.Since(v.edgesAt) >= edgesEvery {
-			v.missing = u.missing(look, controlplaneAPI)
 			var edges struct {
 				Items []observe.Edge `json:"items"`
 			}
 			if v.edgesErr = controlplaneAPI.Get(look, "/v1/edges", &edges); v.edgesErr == nil {
 				v.edges, v.edgesAt = edges.Items, time.Now()
+				u.hasAnswered(nameControlplane)
 				v.rules = u.places(v.edges)
 			}
 		}
@@ -145,11 +154,23 @@ func (u *supervisor) missing(ctx context.Context, api *operator.Client) string {
 	return ""
 }
 
+// countAll counts the workloads that have no sidecar yet: the reconciler has converged when all sidecars that are there
+// have acknowledged, and here it is known which are to come.
+func (u *supervisor) countAll(s *reconciler.Status) {
+	if len(u.processes.Workloads) <= s.Push.Total {
+		return
+	}
+	s.Push.Total = len(u.processes.Workloads)
+	if s.Observed != nil && s.Observed.State == reconciler.Converged {
+		s.Observed.State = reconciler.Pushing
+	}
+}
+
 // converged reports whether every workload of the example enforces the newest commit.
 func (u *supervisor) converged(v view) bool {
 	s := v.status
 	return v.statusErr == nil && s != nil && s.Observed != nil && s.Observed.State == reconciler.Converged &&
-		s.Push.Total >= len(u.processes.Workloads) && s.Push.Acked == s.Push.Total
+		s.Push.Acked == s.Push.Total
 }
 
 // places finds where the rules were written that denied something lately.
@@ -201,7 +222,7 @@ func (u *supervisor) trouble(s *reconciler.Status) []string {
 	var out []string
 	o := s.Observed
 	if o == nil {
-		return nil
+		o = new(reconciler.Observed) // a repository that cannot be read has shown no commit
 	}
 	switch o.State {
 	case reconciler.Rejected:

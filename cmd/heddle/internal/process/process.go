@@ -46,6 +46,8 @@ type Event struct {
 	Exit string        // how it exited
 	Wait time.Duration // until it is started again
 	Err  error         // it could not be started
+	Code int           // its exit code; -1: a signal ended it, or it was never started
+	Last string        // the end of what it wrote in this run, at most lastSaid bytes of it
 }
 
 // Back-off between restarts, doubled each time; a child that ran for stable starts over with the least.
@@ -107,6 +109,7 @@ func (g *Group) Run(ctx context.Context, spec Spec) error {
 	g.set(spec.Name, func(s *State) { *s = State{Name: spec.Name, Log: spec.Log} })
 	for wait := leastWait; ; {
 		started := time.Now()
+		log.begin()
 		err := g.once(ctx, spec, log)
 		if ctx.Err() != nil {
 			return nil
@@ -114,7 +117,7 @@ func (g *Group) Run(ctx context.Context, spec Spec) error {
 		if time.Since(started) >= stable {
 			wait = leastWait
 		}
-		e := Event{Name: spec.Name, Exit: describe(err), Wait: wait}
+		e := Event{Name: spec.Name, Exit: describe(err), Wait: wait, Code: exitCode(err), Last: log.last()}
 		if errors.As(err, new(startError)) {
 			e.Err = err
 		}
@@ -139,6 +142,17 @@ func describe(err error) string {
 		return "exited by itself"
 	}
 	return err.Error()
+}
+
+func exitCode(err error) int {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	return -1
 }
 
 func (g *Group) set(name string, change func(*State)) {
@@ -194,12 +208,16 @@ func signalGroup(pid int, sig syscall.Signal) {
 // maxLog bounds a log file, in bytes; the one before it is kept beside it as NAME.1.
 const maxLog = 4 << 20
 
+// lastSaid bounds what an Event has of a child's output, in bytes: an error, and what to do about it.
+const lastSaid = 2 << 10
+
 // logFile is a file that starts over when it is full.
 type logFile struct {
 	path string
 	mu   sync.Mutex // guards what follows
 	f    *os.File
 	size int64
+	said []byte // the end of what was written since begin
 }
 
 func openLog(path string) (*logFile, error) {
@@ -229,7 +247,22 @@ func (l *logFile) Write(p []byte) (int, error) {
 	}
 	n, _ := l.f.Write(p)
 	l.size += int64(n)
+	l.said = append(l.said, p[max(0, len(p)-lastSaid):]...)
+	l.said = l.said[max(0, len(l.said)-lastSaid):]
 	return len(p), nil
+}
+
+// begin forgets what was said so far.
+func (l *logFile) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.said = nil
+}
+
+func (l *logFile) last() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.said)
 }
 
 func (l *logFile) Close() error {

@@ -53,6 +53,9 @@ func TestRestartsAndStops(t *testing.T) {
 			if !strings.Contains(e.Exit, "exit status 7") {
 				t.Errorf("exit is %q", e.Exit)
 			}
+			if e.Code != 7 || e.Last != "going\n" {
+				t.Errorf("it said %q and exited with %d", e.Last, e.Code)
+			}
 		}
 	}
 	cancel()
