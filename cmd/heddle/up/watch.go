@@ -166,18 +166,6 @@ func (u *supervisor) countAll(s *reconciler.Status) {
 	}
 }
 
-// countAll counts the workloads that have no sidecar yet: the reconciler has converged when all sidecars that are there
-// have acknowledged, and here it is known which are to come.
-func (u *supervisor) countAll(s *reconciler.Status) {
-	if len(u.processes.Workloads) <= s.Push.Total {
-		return
-	}
-	s.Push.Total = len(u.processes.Workloads)
-	if s.Observed != nil && s.Observed.State == reconciler.Converged {
-		s.Observed.State = reconciler.Pushing
-	}
-}
-
 // converged reports whether every workload of the example enforces the newest commit.
 func (u *supervisor) converged(v view) bool {
 	s := v.status
