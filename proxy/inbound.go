@@ -483,6 +483,9 @@ func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.B
 	now := time.Now()
 	if !v.Allowed {
 		d := denial{denialKey: denialKey{rule: v.Rule, peer: c.peer}, commit: pl.Commit, pos: pl.Origin(v.Rule), tcp: true}
+		if !carriesBytes(port) {
+			d.why = "bytes that are no HTTP, and the port or a rule of it is for HTTP"
+		}
 		if c.peer == "" {
 			d.id = in.denialID(pl.Epoch, v.Rule)
 		}

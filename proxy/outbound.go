@@ -185,6 +185,7 @@ type outboundHTTP struct {
 	target *pipeline.Upstream // where the request goes: u, or a backend of route
 	ep     *pipeline.Endpoint // picked, not done yet; nil: none
 	failed *pipeline.Endpoint // to be avoided
+	proven string             // who the server of the last connection is; empty: there was none
 	m      *observe.HTTP
 }
 
@@ -227,7 +228,7 @@ func (h *outboundHTTP) request(ctx context.Context, x *exchange, head []byte) (k
 		return h.malformed(x, err)
 	}
 	x.begin("", time.Now())
-	h.route, h.target, h.ep, h.failed, h.m = nil, nil, nil, nil, nil
+	h.route, h.target, h.ep, h.failed, h.proven, h.m = nil, nil, nil, nil, "", nil
 	h.pl, h.u = h.out.resolve(ctx, &h.to, x.req.Authority)
 	switch {
 	case h.u.State != pipeline.Known:
@@ -240,7 +241,7 @@ func (h *outboundHTTP) request(ctx context.Context, x *exchange, head []byte) (k
 	}
 	keep = h.forward(ctx, x, h, way{upgrade: true})
 	if h.m == nil { // nobody answered
-		h.count("")
+		h.count(h.proven)
 	}
 	h.m.Response(x.status, x.whole && x.status < 500, time.Since(x.start))
 	return keep
@@ -323,13 +324,13 @@ func (h *outboundHTTP) connect(ctx context.Context, x *exchange, again bool) (*u
 		pool := ep.Pool.(*upstream.Pool)
 		if !again {
 			if c := pool.Take(now); c != nil {
-				h.ep = ep
+				h.ep, h.proven = ep, string(c.Peer)
 				return c, nil
 			}
 		}
 		var c *upstream.Conn
 		if c, err = h.out.dial(ctx, h.target.Cluster, ep, pool.Dial, x.deadline); err == nil {
-			h.ep = ep
+			h.ep, h.proven = ep, string(c.Peer)
 			return c, nil
 		}
 		if h.failed = ep; ctx.Err() != nil || x.late() {
@@ -387,7 +388,7 @@ func (o *Outbound) dial(ctx context.Context, cl *pipeline.Cluster, ep *pipeline.
 func (h *outboundHTTP) answered(x *exchange, now time.Time) {
 	h.ep.Done(now, now.Sub(x.sent))
 	h.ep = nil
-	h.count(string(x.up.Peer))
+	h.count(h.proven)
 }
 
 func (h *outboundHTTP) lost(*exchange) {

@@ -169,7 +169,9 @@ func (h *HTTP) Response(status int, success bool, latency time.Duration) {
 			h.edge.successes.Add(1)
 		}
 		h.edge.latency.Observe(latency)
-		h.edge.mtls.Store(h.tls)
+		if h.tls { // else there was no connection: what goes out is never plaintext
+			h.edge.mtls.Store(true)
+		}
 	}
 }
 
