@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/heddle-mesh/heddle/controlplane"
+	"github.com/heddle-mesh/heddle/internal/operator"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 	"github.com/heddle-mesh/heddle/schema/release"
@@ -115,8 +117,19 @@ func TestTokenEnrolsOneHost(t *testing.T) {
 	wantCode(t, thief.enrol(tok, "", nil), codes.PermissionDenied, "used by another host key")
 	s := h.connect()
 	s.reaches(2)
-	must(t, w.api.Post(t.Context(), "/v1/revoke", controlplane.RevokeRequest{Workload: "shop/web-1"}, nil))
+	var revoked controlplane.RevokeReply
+	must(t, w.api.Post(t.Context(), "/v1/revoke", controlplane.RevokeRequest{Workload: "shop/web-1"}, &revoked))
+	leaf, err = x509.ParseCertificate(h.svid.Certificate[0])
+	must(t, err)
+	if revoked.Workload != "shop/web-1" || revoked.CertificateEnds.Before(leaf.NotAfter) {
+		t.Errorf("revoked: %+v, and the certificate ends %v", revoked, leaf.NotAfter)
+	}
 	wantCode(t, s.fails(), codes.PermissionDenied, "revoked")
+	var refusal *operator.Error
+	err = w.api.Post(t.Context(), "/v1/revoke", controlplane.RevokeRequest{Workload: "shop/web-1"}, nil)
+	if !errors.As(err, &refusal) || refusal.Status != http.StatusNotFound || !strings.Contains(refusal.Hint, "heddle enrolments") {
+		t.Errorf("revoked twice: %v", err)
+	}
 	wantCode(t, h.enrol(tok, "", nil), codes.PermissionDenied, "not known")
 	wantCode(t, h.enrol(nil, tok.Fingerprint, nil), codes.PermissionDenied, "not enrolled")
 	wantCode(t, h.connect().fails(), codes.PermissionDenied, "not enrolled")

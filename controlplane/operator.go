@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/heddle-mesh/heddle/controlplane/enroll"
 	"github.com/heddle-mesh/heddle/controlplane/identity"
 	"github.com/heddle-mesh/heddle/controlplane/mirror"
 	"github.com/heddle-mesh/heddle/controlplane/observe"
@@ -93,6 +94,14 @@ type EnrolmentEntry struct {
 // RevokeRequest is the body of POST /v1/revoke.
 type RevokeRequest struct {
 	Workload string `json:"workload"`
+}
+
+// RevokeReply is the answer to POST /v1/revoke.
+type RevokeReply struct {
+	APIVersion string `json:"apiVersion"`
+	Workload   string `json:"workload"`
+	// CertificateEnds is when the last certificate ends that the workload may have. Until then other sidecars believe it.
+	CertificateEnds time.Time `json:"certificateEnds"`
 }
 
 // operatorAPI is what the heddle command asks on the operator socket.
@@ -201,17 +210,22 @@ func (cp *controlPlane) enrolments() Enrolments {
 
 // revoke takes back an enrolment: the host key proves nothing any more, the stream ends, the endpoint leaves. A
 // certificate that was issued before is good until it ends.
-func (cp *controlPlane) revoke(workload string) (any, error) {
-	if err := cp.register.Revoke(workload); err != nil {
-		return nil, &operator.Error{Status: http.StatusNotFound, Message: err.Error()}
+func (cp *controlPlane) revoke(workload string) (RevokeReply, error) {
+	err := cp.register.Revoke(workload)
+	switch {
+	case errors.Is(err, enroll.ErrNotEnrolled):
+		return RevokeReply{}, &operator.Error{Status: http.StatusNotFound, Message: "workload " + workload + " is not enrolled",
+			Hint: "`heddle enrolments` lists those that are"}
+	case err != nil:
+		return RevokeReply{}, &operator.Error{Status: http.StatusInternalServerError, Message: err.Error(), Hint: "mend the state directory, and revoke it again"}
 	}
-	cp.streams.Revoke(workload)
+	ends := time.Now().Add(cp.ca.LeafTTL())
+	if known := cp.streams.Revoke(workload); known.After(ends) { // issued when certificates lasted longer
+		ends = known
+	}
 	cp.endpoints.Forget(workload)
 	cp.traffic.Forget(workload)
-	return struct {
-		APIVersion string `json:"apiVersion"`
-		Workload   string `json:"workload"`
-	}{APIVersion, workload}, nil
+	return RevokeReply{APIVersion, workload, ends.UTC().Truncate(time.Second)}, nil
 }
 
 // metricsAPI is /live, /ready and /metrics: fixed targets that tell nothing about policy.

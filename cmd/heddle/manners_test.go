@@ -66,6 +66,7 @@ var arguments = map[string][]string{
 	"heddle explain":      {"shop/web", "shop/api"},
 	"heddle wait":         {"3f9c2ab", "--timeout=50ms"},
 	"heddle resume":       {"--accept-rewind"},
+	"heddle revoke":       {"shop/web-1"},
 	"heddle token create": {"--workload=shop/web-1", "--service=shop/web"},
 	"heddle up kill":      {"web-1"},
 }
@@ -74,7 +75,7 @@ var arguments = map[string][]string{
 var needsMesh = map[string]int{
 	"heddle status": exitNoLook, "heddle history": exitNoLook, "heddle proxies": exitNoLook, "heddle edges": exitNoLook,
 	"heddle explain": exitNoLook, "heddle resume": exitNoLook, "heddle hint": exitNoLook, "heddle token create": exitNoLook,
-	"heddle up kill": exitNoLook, "heddle wait": exitTimeout,
+	"heddle enrolments": exitNoLook, "heddle revoke": exitNoLook, "heddle up kill": exitNoLook, "heddle wait": exitTimeout,
 }
 
 func TestManners(t *testing.T) {

@@ -334,12 +334,13 @@ func (r *Register) Enrolled(workload string) bool {
 	return r.hosts[workload] != nil
 }
 
-// Revoke takes back an enrolment, and the tokens of the workload: neither its host key nor a token proves it any more.
+// Revoke takes back an enrolment, and the tokens of the workload: neither its host key nor a token proves it any more. Where
+// there is none the error is ErrNotEnrolled.
 func (r *Register) Revoke(workload string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.hosts[workload] == nil {
-		return fmt.Errorf("workload %s is not enrolled; `heddle enrolments` lists those that are", workload)
+		return fmt.Errorf("%w: workload %s", ErrNotEnrolled, workload)
 	}
 	for id, t := range r.tokens { // before the host, so that a crash leaves nothing that would enrol it again
 		if t.Workload != workload {

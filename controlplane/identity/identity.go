@@ -145,6 +145,9 @@ func Open(dir string, leafTTL time.Duration) (*CA, error) {
 	return ca, nil
 }
 
+// LeafTTL is how long an SVID lasts that is signed now.
+func (ca *CA) LeafTTL() time.Duration { return ca.leafTTL }
+
 func (ca *CA) path(name string) string { return filepath.Join(ca.dir, name) }
 
 // Bind makes the authority for a trust domain, or checks that it is the one it has. It is called with the trust domain

@@ -129,16 +129,21 @@ func (s *Server) Stop() {
 // Wait waits for the goroutines of all streams.
 func (s *Server) Wait() { s.streams.Wait() }
 
-// Revoke ends the stream of a workload whose enrolment was revoked, and forgets the sidecar.
-func (s *Server) Revoke(workload string) {
+// Revoke ends the stream of a workload whose enrolment was revoked, and forgets the sidecar. It returns when the
+// certificate ends that it was last seen with; zero: it was not seen.
+func (s *Server) Revoke(workload string) time.Time {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.note()
 	p := s.proxies[workload]
+	if p == nil {
+		return time.Time{}
+	}
 	delete(s.proxies, workload)
-	s.mu.Unlock()
-	if p != nil && p.stream != nil {
+	if p.stream != nil {
 		p.stream.end(errRevoked)
 	}
-	s.note()
+	return p.CertificateExpires
 }
 
 // Changed is ready when what Progress returns may have changed.
