@@ -164,8 +164,8 @@ func (c *cli) printStatus(r *statusReport) error {
 			b.WriteString("\n")
 			for _, f := range o.Findings {
 				fmt.Fprintln(&b, terminal.Clean(f.String()))
-				if f.Hint != "" {
-					fmt.Fprintf(&b, "  hint: %s\n", terminal.Clean(f.Hint))
+				if advice := f.Advice(); advice != "" {
+					fmt.Fprintf(&b, "  hint: %s\n", terminal.Clean(advice))
 				}
 			}
 			fmt.Fprintf(&b, "%s\n", count(len(o.Findings), "finding"))

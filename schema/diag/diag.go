@@ -100,6 +100,15 @@ func printable(s string) string {
 	return b.String()
 }
 
+// Advice says what to do: the finding's own hint or, where it has none, what the catalogue says of the check.
+func (f Finding) Advice() string {
+	if f.Hint != "" {
+		return f.Hint
+	}
+	c, _ := Explain(f.ID)
+	return c.Mend
+}
+
 // List is a set of findings. It is an error value, so that a stage may return it as one, but a nil or empty List is
 // success: return [List.Err], never the List itself, where an error is expected.
 type List []Finding

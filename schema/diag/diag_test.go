@@ -144,12 +144,12 @@ func TestGitHubOneCommandALine(t *testing.T) {
 
 // TestPrintable: text for people is one printable line a finding, whatever it quotes.
 func TestPrintable(t *testing.T) {
-	hostile := List{{ID: Symlink, Path: "a\x1b[2J", Message: "b\r\nc\u202ed", Pos: Pos{File: "e\x00f"}}}
+	hostile := List{{ID: "HDL9999", Path: "a\x1b[2J", Message: "b\r\nc\u202ed", Pos: Pos{File: "e\x00f"}}}
 	var b bytes.Buffer
 	if err := Text(&b, hostile, false); err != nil {
 		t.Fatal(err)
 	}
-	const want = `e\x00f: a\x1b[2J: b\r\nc\u202ed [HDL0101]`
+	const want = `e\x00f: a\x1b[2J: b\r\nc\u202ed [HDL9999]`
 	if b.String() != want+"\n" || hostile.Error() != want || hostile[0].String() != want {
 		t.Errorf("got  %q\nwant %q", b.String(), want)
 	}

@@ -26,17 +26,21 @@ func Text(w io.Writer, l List, color bool) error {
 		}
 		fmt.Fprintf(&b, "%s %s\n", paint(red, printable(f.Message)), paint(dim, "["+f.ID+"]"))
 		for _, p := range f.Related {
-			if !p.IsZero() {
+			if !p.IsZero() && !strings.HasPrefix(p.File, vendored) {
 				fmt.Fprintf(&b, "  see:  %s\n", printable(p.String()))
 			}
 		}
-		if f.Hint != "" {
-			fmt.Fprintf(&b, "  %s %s\n", paint(cyan, "hint:"), printable(f.Hint))
+		if advice := f.Advice(); advice != "" {
+			fmt.Fprintf(&b, "  %s %s\n", paint(cyan, "hint:"), printable(advice))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
+
+// vendored is where a repository keeps the schema. Its lines say how a check works, which is for the JSON; a person
+// wants the lines that a person wrote.
+const vendored = "cue.mod/"
 
 // APIVersion versions the JSON that Heddle prints.
 const APIVersion = "heddle/v1"
@@ -103,8 +107,8 @@ func text(f Finding) string {
 	if f.Path != "" {
 		s = f.Path + ": " + s
 	}
-	if f.Hint != "" {
-		s += "\nhint: " + f.Hint
+	if advice := f.Advice(); advice != "" {
+		s += "\nhint: " + advice
 	}
 	return s
 }

@@ -233,8 +233,8 @@ func (u *supervisor) trouble(s *reconciler.Status) []string {
 		out = append(out, fmt.Sprintf("findings: %d; %s", len(o.Findings), serves))
 		for _, f := range o.Findings {
 			out = append(out, "  "+terminal.Clean(f.String()))
-			if f.Hint != "" {
-				out = append(out, "    hint: "+terminal.Clean(f.Hint))
+			if advice := f.Advice(); advice != "" {
+				out = append(out, "    hint: "+terminal.Clean(advice))
 			}
 		}
 	case reconciler.Held:
