@@ -2,8 +2,10 @@ package up
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +14,9 @@ import (
 	"testing/fstest"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/process"
+	"github.com/heddle-mesh/heddle/controlplane/push"
 	"github.com/heddle-mesh/heddle/examples"
+	"github.com/heddle-mesh/heddle/internal/operator"
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
@@ -181,6 +185,46 @@ func TestHopeless(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// A workload counts as missing until its sidecar is enrolled and connected, and the line says where to look.
+func TestMissing(t *testing.T) {
+	state := t.TempDir()
+	if err := os.Mkdir(filepath.Join(state, "controlplane"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(state, "controlplane", operator.SocketName)
+	l, err := operator.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var items []push.Proxy
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if err := json.NewEncoder(w).Encode(map[string]any{"items": items}); err != nil {
+			t.Error(err)
+		}
+	})}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	defer func() {
+		server.Close()
+		<-served
+	}()
+	u := &supervisor{cfg: Config{State: state}, processes: &Processes{Workloads: []Workload{{Name: "a/b-1"}, {Name: "a/c-1"}}}}
+	for _, c := range []struct {
+		items []push.Proxy
+		want  string
+	}{
+		{nil, "a/b-1 has not enrolled; see " + filepath.Join(state, "logs", "b-1-proxy.log")},
+		{[]push.Proxy{{Workload: "a/b-1", Connected: true}, {Workload: "a/c-1"}}, "a/c-1 is not connected; see"},
+		{[]push.Proxy{{Workload: "a/b-1", Connected: true}, {Workload: "a/c-1", Connected: true}}, ""},
+	} {
+		items = c.items
+		got := u.missing(t.Context(), operator.NewClient(socket))
+		if !strings.Contains(got, c.want) || (c.want == "") != (got == "") {
+			t.Errorf("%v: %q, want %q", c.items, got, c.want)
 		}
 	}
 }

@@ -84,7 +84,7 @@ type view struct {
 	rules     map[string]string // file:line by rule id, of the rules that denied something
 	processes []process.State
 	waiting   string
-	missing   string // why a sidecar that runs is not there
+	missing   string // which sidecar is not there
 }
 
 // watch looks at the mesh and shows it until ctx ends or, if so configured, the mesh has converged.
@@ -136,8 +136,8 @@ func (u *supervisor) watch(ctx context.Context) error {
 	}
 }
 
-// missing names the first workload whose sidecar has not enrolled, and where it says why: a service that policy does
-// not declare, for one.
+// missing names the first workload whose sidecar is not there, and where it says why: a service that policy does not
+// declare, for one, or an enrolment that was revoked.
 func (u *supervisor) missing(ctx context.Context, api *operator.Client) string {
 	var proxies struct {
 		Items []push.Proxy `json:"items"`
@@ -147,8 +147,12 @@ func (u *supervisor) missing(ctx context.Context, api *operator.Client) string {
 	}
 	for i := range u.processes.Workloads {
 		w := &u.processes.Workloads[i]
-		if !slices.ContainsFunc(proxies.Items, func(p push.Proxy) bool { return p.Workload == w.Name }) {
+		at := slices.IndexFunc(proxies.Items, func(p push.Proxy) bool { return p.Workload == w.Name })
+		switch {
+		case at < 0:
 			return fmt.Sprintf("the sidecar of %s has not enrolled; see %s", w.Name, u.log(w.sidecar()))
+		case !proxies.Items[at].Connected:
+			return fmt.Sprintf("the sidecar of %s is not connected; see %s", w.Name, u.log(w.sidecar()))
 		}
 	}
 	return ""
