@@ -365,10 +365,10 @@ var (
 )
 
 // stale reports whether a request may be sent again, once, after its connection ended without a byte of response and
-// all of the request is still here. That is safe in three cases. Nothing was written. Or: under mutual TLS an end in order (close_notify) without a
-// response is a promise: an inbound stack ends a connection so only if it has passed on nothing of a request it has not
-// answered; when it dies, or fails in the middle, there is no close_notify. Or: the request is idempotent, and
-// the connection had been idle and is now found closed (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+// all of the request is still here. That is safe in three cases. Nothing was written. Or: under mutual TLS an end in
+// order (close_notify) without a response is a promise: an inbound stack ends a connection so only if it has passed on
+// nothing of a request it has not answered; when it dies, or fails in the middle, there is no close_notify. Or: the
+// request is idempotent, and the connection had been idle and is now found closed (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
 func stale(x *exchange, err error) bool {
 	return err == l4.ErrStale || x.up.Secure() && err == io.EOF || x.up.Reused && x.idempotent && !l4.Timeout(err)
 }

@@ -413,7 +413,8 @@ func (h *inboundHTTP) connect(ctx context.Context, x *exchange, again bool) (*up
 // looped tells the operator that the application's address is wrong.
 func (in *Inbound) looped(log *zerolog.Logger, port, app string) {
 	log.Error().Str("component", "inbound").Str("address", app).
-		Msg("the application's address of port " + port + " is one of this sidecar's own listeners; give --app " + port + "=HOST:PORT, where the application listens")
+		Msg("the application's address of port " + port + " is one of this sidecar's own listeners; " +
+			"give --app " + port + "=HOST:PORT, where the application listens")
 }
 
 func (h *inboundHTTP) answered(*exchange, time.Time) {}

@@ -155,7 +155,8 @@ func refusal(pl *pipeline.Pipeline, u *pipeline.Upstream, authority []byte) (f *
 	case pipeline.Known:
 		return nil, nil
 	case pipeline.NoConfig:
-		return &failure{503, "no-policy", "this sidecar has no config yet; ask `heddle proxies` whether it reaches a control plane"}, nil
+		return &failure{503, "no-policy", "this sidecar has no config yet; " +
+			"ask `heddle proxies` whether it reaches a control plane"}, nil
 	case pipeline.Pending:
 		return &failure{503, "destination-pending", "the control plane has not sent " + u.Authority + " yet; try again"}, nil
 	case pipeline.UnknownPort:
@@ -207,7 +208,10 @@ func (h *outboundHTTP) series() *observe.TCP {
 
 // outboundKey is the labels of what the application does to an upstream, proven by peer.
 func outboundKey(u *pipeline.Upstream, peer string) observe.Key {
-	return observe.Key{Direction: observe.Outbound, TLS: peer != "", Peer: peer, Service: u.Service, Port: u.PortNumber, Authority: u.Authority}
+	return observe.Key{
+		Direction: observe.Outbound, TLS: peer != "", Peer: peer,
+		Service: u.Service, Port: u.PortNumber, Authority: u.Authority,
+	}
 }
 
 func (h *outboundHTTP) key(peer string) observe.Key {
@@ -274,8 +278,8 @@ func (o *Outbound) refused(log *zerolog.Logger, pl *pipeline.Pipeline, u *pipeli
 //go:noinline
 func (h *outboundHTTP) choose(x *exchange) *failure {
 	if h.u.Protocol != mesh.HTTP1 && h.u.Protocol != mesh.Detect {
-		return &failure{400, "not-http", "port " + h.u.PortName + " of " + string(h.u.Service) + " is declared " + string(h.u.Protocol) +
-			"; use CONNECT, or a listener (heddle-proxy run --listen)"}
+		return &failure{400, "not-http", "port " + h.u.PortName + " of " + string(h.u.Service) + " is declared " +
+			string(h.u.Protocol) + "; use CONNECT, or a listener (heddle-proxy run --listen)"}
 	}
 	route, ok := h.u.Match(&x.ask)
 	if !ok {
@@ -360,8 +364,8 @@ func (h *outboundHTTP) unconnected(x *exchange, err error) *failure {
 
 var errNoEndpoint = errors.New("no endpoint")
 
-// dial makes a connection to an endpoint that was picked, and tells it, and the control plane, how that went: after an error it needs
-// no Done. What the caller's own deadline ended is nobody's fault.
+// dial makes a connection to an endpoint that was picked, and tells it, and the control plane, how that went: after an
+// error it needs no Done. What the caller's own deadline ended is nobody's fault.
 //
 //go:noinline
 func (o *Outbound) dial(ctx context.Context, cl *pipeline.Cluster, ep *pipeline.Endpoint,
@@ -456,7 +460,8 @@ func (o *Outbound) serveTCP(ctx context.Context, c *client, d destination, b *l4
 	}
 	if f != nil {
 		o.Metrics.Error(observe.Outbound, true, f.reason)
-		zerolog.Ctx(ctx).Debug().Str("component", "outbound").Str("backend", string(d.service)).Str("err", f.reason).Msg("connection refused")
+		zerolog.Ctx(ctx).Debug().Str("component", "outbound").Str("backend", string(d.service)).Str("err", f.reason).
+			Msg("connection refused")
 		l4.Return(b)
 		c.Abort()
 		return

@@ -149,7 +149,10 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 
-	env := Env{Current: current, Identity: source, Metrics: metrics, Transport: transport, Want: client.Want, ConnectFailed: client.ConnectFailed, Own: own}
+	env := Env{
+		Current: current, Identity: source, Metrics: metrics, Transport: transport,
+		Want: client.Want, ConnectFailed: client.ConnectFailed, Own: own,
+	}
 	s := &sidecar{
 		Config: c, client: client, source: source, current: current, metrics: metrics, advertise: advertise, listeners: ls,
 		inbound: NewInbound(env), outbound: NewOutbound(env), stop: make(chan struct{}), draining: make(chan struct{}),
@@ -341,7 +344,8 @@ func (c *Config) advertise(inbound net.Addr) (string, error) {
 	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	if c.Advertise == "" {
 		if at.Addr().IsUnspecified() {
-			return "", wrong("--inbound %s is every address of this host: say with --advertise IP:%d at which one other sidecars reach it", c.Inbound, at.Port())
+			return "", wrong("--inbound %s is every address of this host: "+
+				"say with --advertise IP:%d at which one other sidecars reach it", c.Inbound, at.Port())
 		}
 		return at.String(), nil
 	}

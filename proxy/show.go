@@ -172,7 +172,9 @@ func (s *sidecar) effective(now time.Time) effective {
 		e.Inbound = append(e.Inbound, port)
 	}
 	for _, u := range p.Upstreams() {
-		t := shownTarget{Service: u.Service, Port: u.PortName, Authority: u.Authority, Protocol: u.Protocol, Endpoints: []shownEndpoint{}}
+		t := shownTarget{
+			Service: u.Service, Port: u.PortName, Authority: u.Authority, Protocol: u.Protocol, Endpoints: []shownEndpoint{},
+		}
 		for _, r := range u.Outbound.Routes {
 			if r.Port == u.PortName {
 				t.Routes = append(t.Routes, r)

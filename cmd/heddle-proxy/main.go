@@ -77,9 +77,12 @@ func report(stderr io.Writer, err error) int {
 	case errors.As(err, &config):
 		exit, try = exitUsage, "heddle-proxy run --help"
 	case errors.Is(err, identity.ErrNoToken):
-		exit, try = exitUsage, "heddle token create --workload NAMESPACE/NAME --service NAMESPACE/NAME > token, beside the control plane"
+		exit = exitUsage
+		try = "heddle token create --workload NAMESPACE/NAME --service NAMESPACE/NAME > token, beside the control plane"
 	case errors.Is(err, durable.ErrLocked):
 		try = "stop the other sidecar, or use another --state"
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC):
+		try = "heddle-proxy run --state DIRECTORY, on a file system with room that can be written"
 	case errors.Is(err, fs.ErrPermission):
 		try = "let the sidecar's user read and write it"
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -206,10 +209,13 @@ outside, where policy allows that.`,
 	f.StringVar(&c.JoinTokenFile, "join-token-file", "", "`file` with a join token, for the first start on this host")
 	f.StringVar(&c.Inbound, "inbound", "0.0.0.0:4143", "`address` on which other sidecars connect, by mutual TLS only")
 	f.StringVar(&c.Advertise, "advertise", "", "`IP:PORT` at which other sidecars reach --inbound (required where that is 0.0.0.0)")
-	f.Var(named{&c.Apps}, "app", "`NAME=HOST:PORT` where the application listens, by the service's port name; may be repeated\n(default 127.0.0.1 and the declared port)")
-	f.Var(named{&c.Expose}, "expose", "`NAME=HOST:PORT` to open a port to the outside, with plaintext where policy says permissive; may be repeated")
+	f.Var(named{&c.Apps}, "app", "`NAME=HOST:PORT` where the application listens, by the service's port name; may be repeated\n"+
+		"(default 127.0.0.1 and the declared port)")
+	f.Var(named{&c.Expose}, "expose",
+		"`NAME=HOST:PORT` to open a port to the outside, with plaintext where policy says permissive; may be repeated")
 	f.StringVar(&c.Outbound, "outbound", "127.0.0.1:4140", "loopback `address` of the HTTP proxy for the application; empty: none")
-	f.StringSliceVar(&upstreams, "listen", nil, "`NAMESPACE/SERVICE:PORT=ADDRESS`, a loopback listener for one upstream; may be repeated")
+	f.StringSliceVar(&upstreams, "listen", nil,
+		"`NAMESPACE/SERVICE:PORT=ADDRESS`, a loopback listener for one upstream; may be repeated")
 	f.StringVar(&c.Admin, "admin", "127.0.0.1:4191", "`address` of /live, /ready, /metrics, /config; empty: none")
 	f.DurationVar(&c.Drain, "drain", 120*time.Second, "`time` that what is under way may take at the end")
 	f.StringVar(&level, "log-level", "info", "least `level` of log lines: debug, info, warn, error")

@@ -144,7 +144,7 @@ func (l *list[P]) pick(now int64, random uint64, avoid *Endpoint[P]) *Endpoint[P
 	// One of them may be out. Sampling again among those that are in keeps the choice uniform, with other random bits:
 	// of these it is known whom they hit.
 	random = mix(random)
-	e := l.among(now, random, func(e *Endpoint[P]) bool { return e != avoid && e.until.Load() <= now })
+	e := l.among(now, random, func(e *Endpoint[P]) bool { return e != avoid && !e.out(now) })
 	if e == nil {
 		if e = l.among(now, random, func(e *Endpoint[P]) bool { return e != avoid }); e == nil {
 			return l.cheaper(now, a, b)
@@ -153,7 +153,7 @@ func (l *list[P]) pick(now int64, random uint64, avoid *Endpoint[P]) *Endpoint[P
 	if f := e.failures.Load(); f > 0 {
 		// Its penalty is over and this is the one probe: until it tells, or the same penalty has passed again, the
 		// others go elsewhere.
-		if u := e.until.Load(); u <= now {
+		if u := e.until.Load(); !e.out(now) {
 			e.until.CompareAndSwap(u, now+int64(penalty(f, 0)))
 		}
 	}
@@ -303,7 +303,7 @@ func (e *Endpoint[P]) Connected() {
 func (e *Endpoint[P]) ConnectFailed(now time.Time, random uint64) time.Time {
 	n := now.UnixNano()
 	// Requests that were on their way together fail together: they count as one.
-	if f := e.failures.Load(); f > 0 && n-e.failed.Load() < int64(penalty(f, 0))/2 {
+	if f := e.failures.Load(); f > 0 && e.out(n) && n-e.failed.Load() < int64(penalty(f, 0))/2 {
 		return time.Unix(0, e.until.Load())
 	}
 	e.failed.Store(n)
@@ -314,7 +314,13 @@ func (e *Endpoint[P]) ConnectFailed(now time.Time, random uint64) time.Time {
 }
 
 // Out reports whether the endpoint is left out at a time.
-func (e *Endpoint[P]) Out(now time.Time) bool { return e.until.Load() > now.UnixNano() }
+func (e *Endpoint[P]) Out(now time.Time) bool { return e.out(now.UnixNano()) }
+
+// out: no penalty is longer than the longest one. What seems to be was given before the clock was set back.
+func (e *Endpoint[P]) out(now int64) bool {
+	left := e.until.Load() - now
+	return 0 < left && left <= int64((1+PenaltyJitter)*float64(MaxPenalty))
+}
 
 // penalty is how long the nth consecutive failure leaves an endpoint out.
 func penalty(failures int32, random uint64) time.Duration {

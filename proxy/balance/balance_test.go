@@ -176,6 +176,12 @@ func TestPenalty(t *testing.T) {
 	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
 		wait(want * time.Second)
 	}
+	// A clock that is set back prolongs nothing.
+	b.ConnectFailed(now, 0)
+	if back := now.Add(-time.Hour); b.Out(back) || shares(s, 1000, back, "", nil)["b"] != 1 {
+		t.Fatal("an endpoint whose penalty is an hour away is not probed")
+	}
+	now = now.Add(time.Minute)
 	// A probe that never tells is followed by another one.
 	now = now.Add(time.Minute)
 	if got := shares(s, 1000, now, "", nil); got["b"] != 1 {

@@ -250,7 +250,8 @@ func (c *Client) loop(ctx context.Context) {
 			if line := err.Error(); line != said { // the same fault again is no news
 				said = line
 				if c.store.commit == "" {
-					log.Warn().Err(err).Str("waiting", c.Status().Waiting).Msg("waiting for the control plane; nothing is served before the first config")
+					log.Warn().Err(err).Str("waiting", c.Status().Waiting).
+						Msg("waiting for the control plane; nothing is served before the first config")
 				} else {
 					log.Warn().Err(err).Str("commit", c.store.commit).Msg("no control plane; the config at hand goes on serving")
 				}
@@ -276,9 +277,11 @@ func (c *Client) warnOfExpiry(log *zerolog.Logger) bool {
 	left := time.Until(svid.NotAfter)
 	switch {
 	case left > 0 && c.Current.Load().Stale(time.Now()):
-		log.Error().Time("until", svid.NotAfter).Msg("the config is too old to be believed: identities are allowed nothing until a control plane confirms it")
+		log.Error().Time("until", svid.NotAfter).
+			Msg("the config is too old to be believed: identities are allowed nothing until a control plane confirms it")
 	case left <= 0:
-		log.Error().Time("until", svid.NotAfter).Msg("the certificate has expired: every connection of the mesh is refused until a control plane renews it")
+		log.Error().Time("until", svid.NotAfter).
+			Msg("the certificate has expired: every connection of the mesh is refused until a control plane renews it")
 	case left < svid.Lifetime()/2:
 		log.Warn().Time("until", svid.NotAfter).Stringer("left", left.Truncate(time.Second)).
 			Msg("the certificate is past half of its life and no control plane renews it; when it ends, connections are refused")

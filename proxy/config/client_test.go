@@ -676,4 +676,17 @@ func TestNewToken(t *testing.T) {
 	if len(other.enrolled) != 0 {
 		t.Error("enrolled again with the same token after a restart")
 	}
+	// A host key that was lost is replaced by a token too.
+	s.stop()
+	if err := os.Remove(filepath.Join(s.dir, "host.key")); err != nil {
+		t.Fatal(err)
+	}
+	handed = other.tokenOf("t4")
+	s = newSidecar(t, s.dir, other.address, handed)
+	s.handed.Store(&handed)
+	s.start()
+	if q := receive(t, other.enrolled, "enrolment"); q.TokenId != "t4" {
+		t.Errorf("enrolled by %v", q)
+	}
+	other.next()
 }

@@ -103,7 +103,8 @@ func (s *session) ended(ctx context.Context, err error) error {
 }
 
 // receive feeds the loop, and the watchdog.
-func (s *session) receive(ctx context.Context, dog *time.Timer, inbox chan<- *proxyapi.ControlMessage, failed chan<- error, done chan<- struct{}) {
+func (s *session) receive(ctx context.Context, dog *time.Timer, inbox chan<- *proxyapi.ControlMessage,
+	failed chan<- error, done chan<- struct{}) {
 	defer close(done)
 	for {
 		m, err := s.stream.Recv()
@@ -229,7 +230,8 @@ func (s *session) transaction(ctx context.Context, t *proxyapi.Transaction) erro
 	if err != nil {
 		ack.Nack = err.Error()
 		s.set(func(st *Status) { st.Nack = ack.Nack })
-		log.Error().Err(err).Str("commit", t.GetCommit()).Uint64("epoch", t.GetEpoch()).Msg("config refused; the one before goes on serving")
+		log.Error().Err(err).Str("commit", t.GetCommit()).Uint64("epoch", t.GetEpoch()).
+			Msg("config refused; the one before goes on serving")
 	}
 	return s.send(&proxyapi.ProxyMessage{Message: &proxyapi.ProxyMessage_Ack{Ack: ack}})
 }
@@ -248,8 +250,8 @@ func (s *session) confirmed(changed bool) {
 func (s *session) refused(ctx context.Context, r *proxyapi.Refused) error {
 	name := mesh.ServiceName(r.GetService())
 	s.refusals[name] = pipeline.Refusal{Service: name, Reason: r.GetReason(), Rule: r.GetRule(), Origin: r.GetOrigin()}
-	zerolog.Ctx(ctx).Debug().Str("backend", r.GetService()).Str("policy", r.GetRule()).Str("pos", r.GetOrigin()).Str("reason", r.GetReason()).
-		Msg("destination refused")
+	zerolog.Ctx(ctx).Debug().Str("backend", r.GetService()).Str("policy", r.GetRule()).Str("pos", r.GetOrigin()).
+		Str("reason", r.GetReason()).Msg("destination refused")
 	if s.store.commit == "" {
 		return nil // there is no config yet that it could be added to
 	}

@@ -128,7 +128,9 @@ func decodeEndpoints(b []byte) ([]balance.Address, error) {
 		if !ok || e.GetPort() == 0 || e.GetPort() > 65535 {
 			return nil, fmt.Errorf("endpoint %d has %d bytes of address and port %d", i, len(e.GetIp()), e.GetPort())
 		}
-		out[i] = balance.Address{Addr: netip.AddrPortFrom(ip.Unmap(), uint16(e.GetPort())), Weight: e.GetWeight(), Workload: e.GetWorkload()}
+		out[i] = balance.Address{
+			Addr: netip.AddrPortFrom(ip.Unmap(), uint16(e.GetPort())), Weight: e.GetWeight(), Workload: e.GetWorkload(),
+		}
 	}
 	return out, nil
 }

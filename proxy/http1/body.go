@@ -243,8 +243,8 @@ func forbiddenTrailer(name []byte) bool {
 	default:
 		return true
 	}
-	for _, n := range []string{"authorization", "cookie", "set-cookie", "content-type", "content-encoding", "content-range", "trailer",
-		"max-forwards", "cache-control", "range", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"} {
+	for _, n := range []string{"authorization", "cookie", "set-cookie", "content-type", "content-encoding", "content-range",
+		"trailer", "max-forwards", "cache-control", "range", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"} {
 		if spelled(name, n) {
 			return true
 		}

@@ -271,8 +271,10 @@ func (r *Registry) writeAuthz(w *Writer) {
 		{kind{Inbound, false, false}, "inbound_http_authz_deny_total", "Requests that a rule denied; authz_name is its id."},
 		{kind{Inbound, true, true}, "inbound_tcp_authz_allow_total", "Connections that a rule allowed; authz_name is its id."},
 		{kind{Inbound, false, true}, "inbound_tcp_authz_deny_total", "Connections that a rule denied; authz_name is its id."},
-		{kind{Outbound, false, false}, "outbound_http_authz_deny_total", "Requests to a service that this workload may not call at all; authz_name is the rule's id."},
-		{kind{Outbound, false, true}, "outbound_tcp_authz_deny_total", "Connections to a service that this workload may not call at all; authz_name is the rule's id."},
+		{kind{Outbound, false, false}, "outbound_http_authz_deny_total",
+			"Requests to a service that this workload may not call at all; authz_name is the rule's id."},
+		{kind{Outbound, false, true}, "outbound_tcp_authz_deny_total",
+			"Connections to a service that this workload may not call at all; authz_name is the rule's id."},
 	} {
 		rows := by[f.kind]
 		if len(rows) == 0 {
@@ -302,7 +304,8 @@ func (r *Registry) writeErrors(w *Writer) {
 	}
 	by := map[kind][]row[*counter]{}
 	for k, v := range r.errors.all() {
-		by[kind{k.direction, k.tcp}] = append(by[kind{k.direction, k.tcp}], row[*counter]{Labels("error", cmp.Or(k.reason, "other")), v})
+		at := kind{k.direction, k.tcp}
+		by[at] = append(by[at], row[*counter]{Labels("error", cmp.Or(k.reason, "other")), v})
 	}
 	for _, d := range []Direction{Inbound, Outbound} {
 		for _, tcp := range []bool{false, true} {
