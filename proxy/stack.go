@@ -44,7 +44,7 @@ type Limits struct {
 	Detect    time.Duration // to show a protocol; detect.Window
 	Pending   time.Duration // for a destination to become known; 3 s
 	Tunnel    time.Duration // without a byte in either direction; l4.Idle
-	Conns     int           // open client connections of one stack; 20,000
+	Conns     int           // open client connections of one stack; 20,000, or a quarter of the descriptors: see conns
 	Interim   int           // 1xx responses to one request; 16
 	Endpoints int           // endpoints tried for one request; 3
 }
@@ -65,11 +65,22 @@ func (l *Limits) defaults() {
 	for _, n := range []struct {
 		p *int
 		v int
-	}{{&l.Conns, 20_000}, {&l.Interim, 16}, {&l.Endpoints, 3}} {
+	}{{&l.Conns, conns(openFiles())}, {&l.Interim, 16}, {&l.Endpoints, 3}} {
 		if *n.p == 0 {
 			*n.p = n.v
 		}
 	}
+}
+
+// conns is how many client connections a stack may have, where the process may have so many descriptors. Each may need
+// another one upstream, and there are two stacks: clients that take all they can get must not keep the sidecar from its
+// control plane.
+func conns(files uint64) int {
+	const most = 20_000
+	if files == 0 || files/4 > most {
+		return most
+	}
+	return max(int(files/4), 1)
 }
 
 // stack is what inbound and outbound have in common: listeners, the client connections that are open, and the end.

@@ -171,3 +171,11 @@ func echoBody() func(net.Conn, *bufio.Reader) {
 		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	})
 }
+
+func TestConns(t *testing.T) {
+	for files, want := range map[uint64]int{0: 20_000, 3: 1, 1024: 256, 1 << 20: 20_000, ^uint64(0): 20_000} {
+		if got := conns(files); got != want {
+			t.Errorf("of %d descriptors %d are for clients of one stack, want %d", files, got, want)
+		}
+	}
+}
