@@ -111,7 +111,12 @@ func Open(dir string, ca *identity.CA, mesh func() *mesh.Mesh) (*Register, error
 	if err := load(filepath.Join(dir, "tokens"), func(t *token) { r.tokens[t.ID] = t }); err != nil {
 		return nil, err
 	}
-	if err := load(filepath.Join(dir, "hosts"), func(e *Enrolment) { r.hosts[e.Workload] = e }); err != nil {
+	err := load(filepath.Join(dir, "hosts"), func(e *Enrolment) {
+		if e.ID != "" { // else no certificate could be bound to it: a new token has to replace it
+			r.hosts[e.Workload] = e
+		}
+	})
+	if err != nil {
 		return nil, err
 	}
 	return r, nil

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/heddle-mesh/heddle/controlplane/identity"
+	"github.com/heddle-mesh/heddle/internal/durable"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 	"github.com/heddle-mesh/heddle/schema/spiffe"
@@ -132,6 +134,31 @@ func TestCrashWhileRegistering(t *testing.T) {
 	r = open(t, dir, shop())
 	_, err = r.Enrol(t.Context(), h.ask("shop/web-1", nil))
 	must(t, err)
+}
+
+// An enrolment that was written before enrolments had an id counts for nothing until a token makes it anew: no
+// certificate could be bound to it.
+func TestEnrolmentWithoutID(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir, shop())
+	h := newHost(t)
+	_, err := r.Enrol(t.Context(), h.ask("shop/web-1", newToken(t, r, "shop/web-1", "shop/web", 0)))
+	must(t, err)
+	old := *r.hosts["shop/web-1"]
+	old.ID = ""
+	b, err := json.Marshal(old)
+	must(t, err)
+	must(t, durable.WriteSealed(r.hostPath("shop/web-1"), b, 0o600))
+
+	r = open(t, dir, shop())
+	if _, err := r.Enrol(t.Context(), h.ask("shop/web-1", nil)); err == nil || !strings.Contains(err.Error(), "heddle token create") {
+		t.Errorf("the host key alone: %v", err)
+	}
+	reply, err := r.Enrol(t.Context(), h.ask("shop/web-1", newToken(t, r, "shop/web-1", "shop/web", 0)))
+	must(t, err)
+	leaf, err := x509.ParseCertificate(reply.Certificate.Chain[0])
+	must(t, err)
+	must(t, r.Bound("shop/web-1", leaf))
 }
 
 // A workload that moved stays where it went: the token of the host that it left, though it lasts, brings it back no more
