@@ -20,6 +20,9 @@ var allowedImports = []string{
 	"strconv", "strings", "struct", "time",
 }
 
+// meshFile is the one file at the top of a repository.
+const meshFile = "mesh.cue"
+
 // packageName is the package clause of every policy file.
 const packageName = "policy"
 
@@ -64,18 +67,28 @@ func checkHead(f *ast.File) diag.List {
 		}
 		add(diag.ForeignImport, spec.Path.Pos(), fmt.Sprintf("import of %q", name), hint)
 	}
+	var tag *ast.Attribute
+	if f.Filename == meshFile {
+		_, tag = envField(f)
+	}
 	ast.Walk(f, func(n ast.Node) bool {
 		a, ok := n.(*ast.Attribute)
 		if !ok {
 			return true
 		}
+		const way = "write `_env: *\"default\" | string @tag(env)` in mesh.cue"
 		name, body := a.Split()
 		key, _, _ := strings.Cut(body, ",")
 		switch {
-		case name == "tag" && strings.TrimSpace(key) == "env":
+		case name == "tag" && a == tag && body == "env":
+		case name == "tag" && strings.TrimSpace(key) != "env":
+			add(diag.ForeignAttr, a.Pos(), fmt.Sprintf("attribute @tag(%s): only the tag env is injected", clip(key)), way)
+		case name == "tag" && body != "env":
+			add(diag.ForeignAttr, a.Pos(), fmt.Sprintf("attribute @tag(%s): the tag env has no options", clip(body)), way)
 		case name == "tag":
-			add(diag.ForeignAttr, a.Pos(), fmt.Sprintf("attribute @tag(%s): only the tag env is injected", clip(key)),
-				"write `_env: *\"default\" | string @tag(env)` in mesh.cue")
+			// The stock CLI injects it wherever it stands: a pull request would be shown other policy than is enforced.
+			add(diag.ForeignAttr, a.Pos(), "attribute @tag(env): the environment goes to one top-level field of mesh.cue, and only there",
+				way+"; all files below see that field")
 		default:
 			add(diag.ForeignAttr, a.Pos(), fmt.Sprintf("attribute @%s: policy files may not use it", clip(name)),
 				"remove it; only @tag(env) is known")
@@ -117,6 +130,11 @@ func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bo
 			if outside, ok := fence.field(path, pos); ok {
 				findings.Add(outside)
 				return
+			}
+			if fd.Constraint == token.OPTION {
+				findings.Add(diag.Finding{ID: diag.Incomplete, Path: dotted, Pos: pos,
+					Message: fmt.Sprintf("%s? only says what the field would have to be: nothing is enforced by it", path[len(path)-1]),
+					Hint:    "leave out the ?"})
 			}
 			parent := policyShape
 			for _, name := range path[:len(path)-1] {

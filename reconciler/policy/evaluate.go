@@ -51,26 +51,29 @@ func evaluate(req *request, u unit) result {
 		if syntax == nil {
 			continue
 		}
-		findings = append(findings, checkNumbers(syntax)...)
+		numbers := checkNumbers(syntax)
 		if head := checkHead(syntax); len(head) > 0 {
-			findings = append(findings, head...)
+			findings = append(append(findings, head...), numbers...)
 			continue
 		}
 		found, c := checkFields(u, syntax, at)
-		findings = append(findings, found...)
+		findings = append(append(findings, found...), at.inside(numbers, f.Name)...)
 		computed = computed || c
 		own = append(own, f)
 	}
 	above, whole := ancestors(req, u)
 	whole = whole && len(own) == len(u.Files)
 	if u.Dir == "" && req.Env != "" && !slices.ContainsFunc(own, func(f file) bool { return hasEnv(req, f) }) && len(own) > 0 {
-		findings.Add(diag.Finding{ID: diag.MissingField, Path: "_env", Pos: diag.Pos{File: "mesh.cue"},
+		findings.Add(diag.Finding{ID: diag.MissingField, Path: "_env", Pos: diag.Pos{File: meshFile},
 			Message: fmt.Sprintf("the source asks for environment %q, and mesh.cue has no field for it", req.Env),
 			Hint:    "write `_env: *\"default\" | string @tag(env)` in mesh.cue, or drop the environment from the source"})
 	}
 
+	said := slices.Clone(findings)
 	v, stubs, errs := instance(req, append(above, own...), whole, at)
-	findings = append(findings, errs...)
+	findings = append(findings, slices.DeleteFunc(errs, func(f diag.Finding) bool {
+		return slices.ContainsFunc(said, func(g diag.Finding) bool { return f.Path != "" && f.Path == g.Path && f.Pos == g.Pos })
+	})...)
 	if v.Exists() {
 		known := map[string]bool{}
 		for _, f := range findings {
@@ -78,26 +81,43 @@ func evaluate(req *request, u unit) result {
 				known[f.Path] = true
 			}
 		}
+		if whole {
+			for _, f := range newFence(u).value(v, known) {
+				findings.Add(f)
+				known[f.Path] = true
+			}
+		}
 		found := fromCUE(validate(v, u), at, known)
 		if len(stubs) > 0 {
 			found = slices.DeleteFunc(found, func(f diag.Finding) bool { return f.ID == diag.Incomplete })
 		}
-		if whole {
-			found = append(found, newFence(u).value(v, known)...)
-		}
 		findings = append(findings, found...)
 	}
-	// What an ancestor's file is to blame for is said once, by the ancestor's own unit.
+	// What an ancestor's file is to blame for is said once, by the ancestor's own unit. Where a file of this unit takes
+	// part, it is the one that contradicts.
 	mine := map[string]bool{}
 	for _, f := range u.Files {
 		mine[f.Name] = true
 	}
-	findings = slices.DeleteFunc(findings, func(f diag.Finding) bool {
-		if u.Dir == "" || mine[f.Pos.File] {
-			return false
+	if u.Dir != "" {
+		own := findings[:0]
+		for _, f := range findings {
+			above := !mine[f.Pos.File] && !isSchema(f.Pos) && !f.Pos.IsZero()
+			if i := slices.IndexFunc(f.Related, func(p diag.Pos) bool { return mine[p.File] }); above && i >= 0 {
+				f.Pos, f.Related[i] = f.Related[i], f.Pos
+				above = false
+			}
+			if above || f.Path == "mesh" || strings.HasPrefix(f.Path, "mesh.") {
+				if isSchema(f.Pos) || f.Pos.IsZero() {
+					f.Pos = diag.Pos{File: u.Files[0].Name, Line: 1, Column: 1}
+				}
+				r.Echoes.Add(f)
+				continue
+			}
+			own = append(own, f)
 		}
-		return !isSchema(f.Pos) && !f.Pos.IsZero() || f.Path == "mesh" || strings.HasPrefix(f.Path, "mesh.")
-	})
+		findings = own
+	}
 	for i := range findings {
 		if findings[i].Pos.IsZero() || isSchema(findings[i].Pos) {
 			if !findings[i].Pos.IsZero() {
@@ -108,12 +128,23 @@ func evaluate(req *request, u unit) result {
 	}
 	r.Findings = findings.Sorted()
 	r.Positions = at.first
-	if len(r.Findings) == 0 {
+	if len(r.Findings)+len(r.Echoes) == 0 {
 		take(&r, u, v, at, computed)
 	} else if whole && v.Exists() && u.namespace() != "" {
 		salvage(&r, u, v)
 	}
 	return r
+}
+
+// lookup follows field names. On the way, a value with a default is what its default is, as it is in all that is read of
+// it: [cue.Value.LookupPath] by itself does not see the fields of a default.
+func lookup(v cue.Value, path ...string) cue.Value {
+	for _, name := range path {
+		v, _ = v.Default()
+		v = v.LookupPath(cue.MakePath(cue.Str(name)))
+	}
+	v, _ = v.Default()
+	return v
 }
 
 // salvage reads the sound services of a unit that has findings, so that compile can look for more. It leaves the unit
@@ -129,7 +160,7 @@ func salvage(r *result, u unit, v cue.Value) {
 		name, _, _ := strings.Cut(rest, ".")
 		broken[name] = true
 	}
-	it, err := v.LookupPath(cue.MakePath(cue.Str("services"), cue.Str(ns))).Fields()
+	it, err := lookup(v, "services", ns).Fields()
 	if err != nil {
 		return
 	}
@@ -149,10 +180,10 @@ func salvage(r *result, u unit, v cue.Value) {
 	if err != nil {
 		return
 	}
-	if b, err := v.LookupPath(cue.MakePath(cue.Str("namespaces"), cue.Str(ns))).MarshalJSON(); err == nil {
+	if b, err := lookup(v, "namespaces", ns).MarshalJSON(); err == nil {
 		r.Namespace = b
 	}
-	if b, err := v.LookupPath(cue.MakePath(cue.Str("workloads"), cue.Str(ns))).MarshalJSON(); err == nil {
+	if b, err := lookup(v, "workloads", ns).MarshalJSON(); err == nil {
 		r.Workloads = b
 	}
 	r.Services = services
@@ -168,7 +199,7 @@ func validate(v cue.Value, u unit) []cueerrors.Error {
 		return nil
 	}
 	for _, root := range namespaced {
-		it, err := v.LookupPath(cue.MakePath(cue.Str(root), cue.Str(u.namespace()))).Fields()
+		it, err := lookup(v, root, u.namespace()).Fields()
 		if err != nil {
 			continue
 		}
@@ -182,11 +213,7 @@ func validate(v cue.Value, u unit) []cueerrors.Error {
 // take reads the fenced part of a sound instance.
 func take(r *result, u unit, v cue.Value, at sites, computed bool) {
 	get := func(path ...string) []byte {
-		sel := make([]cue.Selector, len(path))
-		for i, p := range path {
-			sel[i] = cue.Str(p)
-		}
-		w := v.LookupPath(cue.MakePath(sel...))
+		w := lookup(v, path...)
 		if !w.Exists() {
 			return nil
 		}
@@ -335,7 +362,7 @@ func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {
 		if err != nil {
 			return cue.Value{}, cueerrors.Errors(err)
 		}
-		if f.Name == "mesh.cue" {
+		if f.Name == meshFile {
 			inject(syntax, req.Env)
 		}
 		if err := inst.AddSyntax(syntax); err != nil {
@@ -360,8 +387,8 @@ var (
 	schemaNames = slices.Sorted(maps.Keys(schemaFiles))
 )
 
-// envField finds the field that carries @tag(env).
-func envField(f *ast.File) *ast.Field {
+// envField finds the field that carries @tag(env), and the attribute.
+func envField(f *ast.File) (*ast.Field, *ast.Attribute) {
 	for _, d := range f.Decls {
 		fd, ok := d.(*ast.Field)
 		if !ok {
@@ -371,21 +398,25 @@ func envField(f *ast.File) *ast.Field {
 			name, body := a.Split()
 			key, _, _ := strings.Cut(body, ",")
 			if name == "tag" && strings.TrimSpace(key) == "env" {
-				return fd
+				return fd, a
 			}
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func hasEnv(req *request, f file) bool {
 	syntax, _ := parse(req, f)
-	return syntax != nil && envField(syntax) != nil
+	if syntax == nil {
+		return false
+	}
+	fd, _ := envField(syntax)
+	return fd != nil
 }
 
 // inject does what `cue -t env=VALUE` does.
 func inject(f *ast.File, env string) {
-	if fd := envField(f); fd != nil && env != "" {
+	if fd, _ := envField(f); fd != nil && env != "" {
 		fd.Value = &ast.BinaryExpr{X: &ast.ParenExpr{X: fd.Value}, Op: token.AND, Y: ast.NewString(env)}
 	}
 }

@@ -103,7 +103,7 @@ func (f fence) value(v cue.Value, seen map[string]bool) diag.List {
 		}
 	}
 	for _, root := range namespaced {
-		it, err := v.LookupPath(cue.MakePath(cue.Str(root))).Fields()
+		it, err := lookup(v, root).Fields()
 		if err != nil {
 			continue
 		}

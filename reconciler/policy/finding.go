@@ -209,7 +209,7 @@ func explain(msg string, path []string) (id, message, hint string) {
 	case mismatched.MatchString(msg):
 		m := mismatched.FindStringSubmatch(msg)
 		a, b, ka, kb := m[1], m[2], m[3], m[4]
-		if a == ka || strings.HasPrefix(a, "int &") { // the schema's side is the type
+		if a == ka && a != "null" || strings.HasPrefix(a, "int &") { // the schema's side is the type
 			a, b, ka, kb = b, a, kb, ka
 		}
 		return diag.WrongValue, clip(fmt.Sprintf("want %s, got the %s %s", article(kb), ka, a)), ""

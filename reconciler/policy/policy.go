@@ -4,7 +4,8 @@
 // It is the only home of CUE. CUE is a language in which a page of text can ask for an hour or a terabyte, and its
 // evaluation cannot be cancelled; so all of it, from the first parse on, happens in a child process: this same program,
 // started again under limits, with an empty environment, which gets the files over a pipe and opens nothing. What
-// comes back is judged as data from outside. The parent only sorts files by name, compares hashes and decodes JSON.
+// comes back is judged as data from outside. The parent only sorts files by name, compares hashes, decodes JSON and reads
+// the few lines of module.cue, whose size it bounds and of which it evaluates nothing.
 //
 // A repository is evaluated one directory at a time, each with its ancestors' files and the schema that is embedded in
 // this program, whatever copy the repository carries. Results are kept by the hash of everything that went into them,
@@ -15,7 +16,6 @@
 package policy
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -23,7 +23,6 @@ import (
 	"fmt"
 	"maps"
 	"path"
-	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -31,6 +30,8 @@ import (
 	"sync"
 	"time"
 
+	"cuelang.org/go/cue/ast"
+	"cuelang.org/go/cue/literal"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/heddle-mesh/heddle/reconciler/source"
@@ -95,6 +96,7 @@ type key [sha256.Size]byte
 // part is what one unit came to. Parts are shared by documents and never written again, but for used.
 type part struct {
 	findings  diag.List
+	echoes    diag.List // of the ancestors' findings
 	rawMesh   string
 	mesh      *v1alpha1.Mesh
 	namespace *v1alpha1.Namespace
@@ -305,7 +307,7 @@ func contents(blobs []blob) ([]file, error) {
 
 // decode reads a child's answer, as strictly as anything from outside.
 func decode(r result) (*part, error) {
-	p := &part{findings: r.Findings, rawMesh: string(r.Mesh), positions: r.Positions, broken: r.Broken, skipped: r.skipped}
+	p := &part{findings: r.Findings, echoes: r.Echoes, rawMesh: string(r.Mesh), positions: r.Positions, broken: r.Broken, skipped: r.skipped}
 	for _, f := range []struct {
 		raw  json.RawMessage
 		into any
@@ -336,8 +338,12 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 	}}
 	var root *part
 	skipped := 0
+	above := 0 // findings of units above namespaces, which come first
 	for i, p := range parts {
 		findings = append(findings, p.findings...)
+		if above+len(p.findings) == 0 { // else it is told already
+			findings = append(findings, p.echoes...)
+		}
 		u := units[i]
 		ns := unit{Dir: u.dir}.namespace()
 		if u.dir == "" {
@@ -349,12 +355,13 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 			}
 		}
 		if ns == "" {
+			above += len(p.findings)
 			continue
 		}
 		if p.skipped {
 			skipped++
 		}
-		if (len(p.findings) > 0 || p.skipped) && len(p.broken) == 0 {
+		if (len(p.findings)+len(p.echoes) > 0 || p.skipped) && len(p.broken) == 0 {
 			doc.Unread = append(doc.Unread, ns)
 			continue
 		}
@@ -376,6 +383,9 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 			doc.Policy.Workloads[ns] = p.workloads
 		}
 	}
+	if doc.Policy.Mesh == nil {
+		doc.Unread = append(doc.Unread, meshFile) // what is wrong with it is said; no namespace has a dot in its name
+	}
 	if skipped > 0 {
 		findings.Add(diag.Finding{ID: diag.Runaway, Pos: diag.Pos{File: "services"},
 			Message: fmt.Sprintf("%d directories were not looked at, because what is named here ran away before", skipped),
@@ -384,36 +394,64 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 	return doc, findings
 }
 
-var languageVersion = regexp.MustCompile(`language\s*:\s*\{?\s*version\s*:\s*"([^"]*)"`)
+// maxModule bounds module.cue, in bytes; a real one has a hundred.
+const maxModule = 16 << 10
 
 // checkModule looks at cue.mod/module.cue. A repository without one is read in the lowest language version.
 func checkModule(text []byte) module {
 	m := module{language: v1alpha1.LowestLanguage}
-	line := func(offset int) diag.Pos {
-		return diag.Pos{File: moduleFile, Line: 1 + bytes.Count(text[:offset], []byte("\n"))}
-	}
-	if i := bytes.Index(text, []byte("github.com/heddle-mesh/heddle")); i >= 0 {
-		m.findings.Add(diag.Finding{ID: diag.ForeignImport, Pos: line(i),
-			Message: "the schema is named as a dependency and also vendored under cue.mod/pkg: CUE calls that import ambiguous",
-			Hint:    "remove it from module.cue; the copy under cue.mod/pkg is enough"})
-	}
-	at := languageVersion.FindSubmatchIndex(text)
-	if at == nil {
+	if len(text) == 0 {
 		return m
 	}
-	got := string(text[at[2]:at[3]])
+	if len(text) > maxModule {
+		m.findings.Add(diag.Finding{ID: diag.FileTooLarge, Pos: diag.Pos{File: moduleFile},
+			Message: fmt.Sprintf("module.cue has %d bytes; at most %d are read", len(text), maxModule),
+			Hint:    "it names the module and the language version, and nothing else"})
+		return m
+	}
+	f, errs := parse(&request{Language: v1alpha1.LowestLanguage}, file{moduleFile, text})
+	if f == nil {
+		m.findings = errs
+		return m
+	}
+	v := visitor{
+		field: func(path []string, fd *ast.Field) {
+			switch strings.Join(path, ".") {
+			case "deps":
+				if s, ok := fd.Value.(*ast.StructLit); ok && len(s.Elts) == 0 {
+					return
+				}
+				m.findings.Add(diag.Finding{ID: diag.ForeignImport, Path: "deps", Pos: position(fd.Label.Pos()),
+					Message: "a policy repository depends on no other module: the schema stands under cue.mod/pkg, and nothing else may be imported",
+					Hint:    "remove deps; `cue vet` then needs no registry"})
+			case "language.version":
+				m.setLanguage(fd)
+			}
+		},
+		element: func([]string, ast.Expr) {},
+		other:   func([]string, ast.Node) {},
+	}
+	v.decls(nil, f.Decls)
+	return m
+}
+
+func (m *module) setLanguage(fd *ast.Field) {
+	lit, ok := fd.Value.(*ast.BasicLit)
+	got := ""
+	if ok {
+		got, _ = literal.Unquote(lit.Value)
+	}
 	v, ok := version(got)
 	low, _ := version(v1alpha1.LowestLanguage)
 	high, _ := version(v1alpha1.HighestLanguage)
 	if !ok || v < low || v > high {
-		m.findings.Add(diag.Finding{ID: diag.WrongValue, Path: "language.version", Pos: line(at[2]),
+		m.findings.Add(diag.Finding{ID: diag.WrongValue, Path: "language.version", Pos: position(fd.Label.Pos()),
 			Message: fmt.Sprintf("language version %q is not one that this Heddle reads", clip(got)),
 			Hint: fmt.Sprintf("write %q; %s to %s are read", v1alpha1.LowestLanguage,
 				v1alpha1.LowestLanguage, v1alpha1.HighestLanguage)})
-		return m
+		return
 	}
 	m.language = got
-	return m
 }
 
 // version makes a number of "v0.17.1" that orders as versions do.

@@ -70,7 +70,7 @@ func TestFindings(t *testing.T) {
 		{name: "older schema, intact, is not what judges", raw: older, files: map[string]string{"services/shop/web.cue": header + "services: shop: web: prts: {}\n"},
 			want: []string{"HDL0204 services/shop/web.cue:3 services.shop.web.ports", "HDL0202 services/shop/web.cue:3 services.shop.web.prts"}},
 		{name: "schema as a dependency", files: map[string]string{"cue.mod/module.cue": "module: \"x.example@v0\"\nlanguage: version: \"v0.14.0\"\ndeps: \"github.com/heddle-mesh/heddle/schema/v1alpha1@v0\": v: \"v0.1.0\"\n"},
-			want: []string{"HDL0110 cue.mod/module.cue:3"}},
+			want: []string{"HDL0110 cue.mod/module.cue:3 deps"}},
 		{name: "language of the future", files: map[string]string{"cue.mod/module.cue": "module: \"x.example@v0\"\nlanguage: version: \"v0.99.0\"\n"},
 			want: []string{"HDL0203 cue.mod/module.cue:2 language.version"}},
 
@@ -84,7 +84,31 @@ func TestFindings(t *testing.T) {
 		{name: "packages", files: map[string]string{"services/shop/a.cue": "package other\n", "services/shop/b.cue": "x: 1\n", "services/shop/web.cue": header + web},
 			want: []string{"HDL0112 services/shop/a.cue:1", "HDL0112 services/shop/b.cue:1"}},
 
+		{name: "tags that only the stock CLI would inject", env: "staging", files: map[string]string{
+			"mesh.cue":              baseMesh + "_q: *\"a\" | string @tag(env)\n_r: e: *\"a\" | string @tag(env)\n",
+			"services/all.cue":      header + "_s: *\"a\" | string @tag(env)\n",
+			"services/shop/web.cue": header + "_t: *\"a\" | string @tag(env)\n" + web},
+			want: []string{"HDL0111 mesh.cue:10", "HDL0111 mesh.cue:11", "HDL0111 services/all.cue:3", "HDL0111 services/shop/web.cue:3"}},
+		{name: "a tag with options", files: map[string]string{"mesh.cue": header + "_env: *\"default\" | string @tag(env,short=a|b)\nmesh: trustDomain: \"a.example\"\n"},
+			want: []string{"HDL0111 mesh.cue:3"}},
+		{name: "fields that only constrain", files: map[string]string{"services/shop/web.cue": header + "services: shop: web: {\n\tports: http: port: 80\n\tdeny?: all: from: [{authenticated: true}]\n}\nservices: shop: api?: ports: http: port: 80\n"},
+			want: []string{"HDL0207 services/shop/web.cue:5 services.shop.web.deny", "HDL0207 services/shop/web.cue:7 services.shop.api"}},
+		{name: "module.cue that is not CUE", files: map[string]string{"cue.mod/module.cue": "module: \n"}, want: []string{"HDL0201 cue.mod/module.cue:1"}},
+		{name: "other modules", files: map[string]string{"cue.mod/module.cue": "module: \"x.example@v0\"\n// language: version: \"v0.99.0\"\nlanguage: version: \"v0.14.0\"\ndeps: \"foo.example/x@v0\": v: \"v0.0.1\"\n"},
+			want: []string{"HDL0110 cue.mod/module.cue:4 deps"}},
+		{name: "an exponent is told once", files: map[string]string{"services/shop/web.cue": header + "services: shop: web: ports: http: port: 8e1\n"},
+			want: []string{"HDL0203 services/shop/web.cue:3 services.shop.web.ports.http.port"}},
+		{name: "an unknown field's value is not told as well", files: map[string]string{"services/shop/web.cue": header + web + "foo: bank\n"},
+			want: []string{"HDL0202 services/shop/web.cue:4 foo"}},
+		{name: "a wrong value in mesh.cue is told once", files: map[string]string{"mesh.cue": header + "mesh: trustDomain: \"Shop\"\n",
+			"services/shop/web.cue": header + web, "services/pay/api.cue": header + "services: pay: api: ports: http: port: 80\n"},
+			want: []string{"HDL0203 mesh.cue:3 mesh.trustDomain"}},
+		{name: "who contradicts a file above is told", files: map[string]string{"mesh.cue": baseMesh + "mesh: defaults: timeout: _t.a\n_t: a: \"5s\"\n", "services/shop/web.cue": header + web + "_t: a: \"6s\"\n"},
+			want: []string{"HDL0205 services/shop/web.cue:4 _t.a"}},
+
 		// Fences.
+		{name: "what stands in a fence that is not one's own is not told as well", files: map[string]string{"services/shop/web.cue": header + web + "_s: services: bank: core: allow: e: from: []\n_s\n"},
+			want: []string{"HDL0211 services/shop/web.cue:4 services.bank"}},
 		{name: "another namespace", files: map[string]string{"services/shop/web.cue": header + web + "services: pay: api: ports: http: port: 81\nworkloads: pay: a: service: \"api\"\nnamespaces: pay: {}\n"},
 			want: []string{"HDL0211 services/shop/web.cue:4 services.pay", "HDL0211 services/shop/web.cue:5 workloads.pay", "HDL0211 services/shop/web.cue:6 namespaces.pay"}},
 		{name: "the mesh", files: map[string]string{"services/shop/web.cue": header + web + "mesh: maxStale: \"1h\"\n", "services/all.cue": header + "mesh: maxStale: \"1h\"\n"},
@@ -134,6 +158,27 @@ func TestFindings(t *testing.T) {
 				t.Errorf("findings (-want +got):\n%s\n%v", d, findings)
 			}
 		})
+	}
+}
+
+// TestDefaultMarks: a disjunction with a default is what its default is, at every level. Fields under such a level are
+// services like others, and none of them may vanish.
+func TestDefaultMarks(t *testing.T) {
+	e := New(Options{})
+	for _, text := range []string{
+		"services: *{shop: api: ports: http: port: 81} | {}\n",
+		"services: shop: *{api: ports: http: port: 81} | {}\n",
+		"*{services: shop: api: ports: http: port: 81} | {}\n",
+	} {
+		files := repository(map[string][]byte{"services/shop/web.cue": []byte(header + "services: shop: web: ports: http: port: 80\n" + text)})
+		doc, findings, err := e.LoadFiles(t.Context(), files, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(findings) == 0 && len(doc.Policy.Services["shop"]) != 2 {
+			t.Errorf("%s is let in, and of two services are left %v", text, doc.Policy.Services)
+		}
+		t.Log(findings)
 	}
 }
 

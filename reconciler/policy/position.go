@@ -64,6 +64,27 @@ func (s sites) near(path string) diag.Pos {
 	return diag.Pos{}
 }
 
+// inside gives findings about values of a file the paths and places of the fields that hold them, so that what CUE says
+// about the same value is known for an echo.
+func (s sites) inside(findings diag.List, file string) diag.List {
+	for i := range findings {
+		f := &findings[i]
+		var best diag.Pos
+		for path, p := range s.first {
+			if p.File != file || p.Line != f.Pos.Line || p.Column > f.Pos.Column || p.Compare(best) < 0 && best.File != "" {
+				continue
+			}
+			if p != best || len(path) > len(f.Path) {
+				best, f.Path = p, path
+			}
+		}
+		if best.File != "" {
+			f.Pos = best
+		}
+	}
+	return findings
+}
+
 // visitor walks the declarations of an author's file along the labels that can be read off the syntax.
 type visitor struct {
 	// field is called for every regular field with a plain label, before its value is walked.

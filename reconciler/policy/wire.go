@@ -49,6 +49,8 @@ type request struct {
 type result struct {
 	Dir      string    `json:"dir"`
 	Findings diag.List `json:"findings,omitempty"`
+	// Echoes are findings that the ancestors' own units are to tell. Where they have none, the fault lies between the two.
+	Echoes diag.List `json:"echoes,omitempty"`
 	// Stopped says that a limit ended the child: "cpu" or "heap". Nothing else is set then.
 	Stopped string `json:"stopped,omitempty"`
 
