@@ -372,6 +372,19 @@ func TestProofEnds(t *testing.T) {
 			w := newWorld(t, app, Limits{}, nil)
 			tunnel, http := open(w, c.life, spiffe.ALPNTCP), open(w, c.life, spiffe.ALPNHTTP1)
 			ping(tunnel)
+			// A client's handshake is over before the server's; a connection whose proof ends within it is reset.
+			for end, proven := time.Now().Add(patience), 0; proven < 2; time.Sleep(time.Millisecond) {
+				if proven = 0; time.Now().After(end) {
+					t.Fatal("the handshakes do not end")
+				}
+				w.in.each(func(c *client) {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					if c.judge != nil || c.state.Load() == idle {
+						proven++
+					}
+				})
+			}
 			c.end(w)
 			if _, err := tunnel.Read(make([]byte, 1)); err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("the tunnel ended with %v, want a reset", err)
