@@ -5,9 +5,13 @@ package observe
 
 import (
 	"cmp"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/heddle-mesh/heddle/schema/proxyapi"
 )
@@ -109,6 +113,7 @@ type reporter struct {
 	service  string
 	instance string
 	baseline bool // the next report is where counting starts, not traffic of the moment
+	dropped  bool // edges that are not shown any more were dropped, with what they had counted
 	edges    map[key]*edge
 }
 
@@ -150,28 +155,50 @@ func (t *Traffic) Report(workload string, report *proxyapi.TrafficReport, now ti
 	}
 	for _, g := range report.GetEdges() {
 		k := key{peer: g.Service, inbound: g.Inbound, tcp: g.Tcp}
-		e := r.edges[k]
+		e, fresh := r.edges[k], false
 		if e == nil {
-			if len(r.edges) >= maxEdges || len(g.Service) > 2048 {
+			if len(g.Service) > 2048 || !shown(g.Service) || !r.room(now) {
 				continue
 			}
 			e = &edge{first: now}
 			r.edges[k] = e
+			fresh = r.dropped // it may be one that was dropped, with all of its past
 		}
 		total := counters{requests: g.Requests, successes: g.Successes, denied: g.Denied,
 			latency: slices.Clone(g.Latency[:min(len(g.Latency), len(proxyapi.LatencyBounds)+1)])}
-		if !r.baseline {
-			if d := total.since(e.total); d.requests+d.denied > 0 {
-				e.samples = append(e.samples, sample{at: now, counters: d})
-			}
-		}
 		e.samples = recent(e.samples, now)
+		if d := total.since(e.total); !r.baseline && !fresh && d.requests+d.denied > 0 {
+			e.take(d, now)
+		}
 		e.total, e.last, e.mtls, e.open = total, now, g.Mtls, g.Open
-		if g.Rule != "" {
-			e.rule = g.Rule[:min(len(g.Rule), 512)]
+		if g.Rule != "" && len(g.Rule) <= 512 && shown(g.Rule) {
+			e.rule = g.Rule
 		}
 	}
 	r.baseline = false
+}
+
+// take adds to the window. Reports that come faster than sidecars send them share a sample.
+func (e *edge) take(d counters, now time.Time) {
+	if n := len(e.samples); n > 0 && now.Sub(e.samples[n-1].at) < proxyapi.TrafficEvery/2 {
+		e.samples[n-1].add(d)
+		return
+	}
+	e.samples = append(e.samples, sample{at: now, counters: d})
+}
+
+// room reports whether there is room for one more edge, if need be in place of those that nobody is shown any more.
+func (r *reporter) room(now time.Time) bool {
+	if len(r.edges) >= maxEdges {
+		maps.DeleteFunc(r.edges, func(_ key, e *edge) bool { return now.Sub(e.last) > forget })
+		r.dropped = true
+	}
+	return len(r.edges) < maxEdges
+}
+
+// shown reports whether a text of a sidecar's may be shown to an operator as it is.
+func shown(s string) bool {
+	return utf8.ValidString(s) && strings.IndexFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }) < 0
 }
 
 // Forget drops a workload that was revoked.

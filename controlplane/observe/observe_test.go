@@ -180,3 +180,59 @@ func TestQuantile(t *testing.T) {
 		t.Error("no requests have a latency")
 	}
 }
+
+// TestReportsWithoutPause: memory does not grow with how often a sidecar reports, and nothing that it counted is lost.
+func TestReportsWithoutPause(t *testing.T) {
+	tr, now := New(), time.Now()
+	tr.Connect("shop/web-1", "shop/web", "i1", false)
+	for i := range 10_000 {
+		now = now.Add(time.Millisecond / 2)
+		tr.Report("shop/web-1", report(&proxyapi.EdgeTraffic{Service: "shop/api", Requests: uint64(i + 1), Successes: uint64(i + 1)}), now)
+	}
+	// Five seconds, and those that the first report may have covered.
+	if e := only(t, tr.Edges(now)); math.Round(e.RequestsPerSecond) != 1429 || *e.Success != 1 {
+		t.Errorf("the edge is %+v", e)
+	}
+	for _, r := range tr.reporters {
+		for _, e := range r.edges {
+			if n := len(e.samples); n > 2*int(Window/proxyapi.TrafficEvery)+2 {
+				t.Errorf("%d samples are kept", n)
+			}
+		}
+	}
+}
+
+// TestForeignNames: names and rules are shown to operators, on terminals too.
+func TestForeignNames(t *testing.T) {
+	tr, now := New(), time.Now()
+	tr.Connect("shop/web-1", "shop/web", "i1", false)
+	tr.Report("shop/web-1", report(
+		&proxyapi.EdgeTraffic{Service: "shop/\x1b[2Japi", Requests: 1},
+		&proxyapi.EdgeTraffic{Service: "shop/\xff", Requests: 1},
+		&proxyapi.EdgeTraffic{Service: "shop/\u202eapi", Requests: 1},
+		&proxyapi.EdgeTraffic{Service: "shop/api", Denied: 1, Rule: "shop/api/deny/\nx"}), now)
+	if e := only(t, tr.Edges(now)); e.To != "shop/api" || e.Rule != "" {
+		t.Errorf("the edge is %+v", e)
+	}
+}
+
+// TestPeersThatCameAndWent make room for new ones.
+func TestPeersThatCameAndWent(t *testing.T) {
+	tr, now := New(), time.Now()
+	tr.Connect("shop/web-1", "shop/web", "i1", false)
+	for i := range maxEdges {
+		tr.Report("shop/web-1", report(&proxyapi.EdgeTraffic{Service: fmt.Sprint("shop/old-", i), Requests: 1000}), now)
+	}
+	now = now.Add(2 * forget)
+	tr.Report("shop/web-1", report(&proxyapi.EdgeTraffic{Service: "shop/new", Requests: 1}), now)
+	if e := only(t, tr.Edges(now)); e.To != "shop/new" {
+		t.Errorf("the edge is %+v", e)
+	}
+	// One that was forgotten and returns brings its whole past; that is not traffic of the moment.
+	tr.Report("shop/web-1", report(&proxyapi.EdgeTraffic{Service: "shop/old-0", Requests: 1001}), now)
+	for _, e := range tr.Edges(now) {
+		if e.To == "shop/old-0" && e.RequestsPerSecond > 10 {
+			t.Errorf("the edge is %+v", e)
+		}
+	}
+}
