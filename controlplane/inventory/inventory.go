@@ -127,6 +127,7 @@ type record struct {
 	Service  mesh.ServiceName `json:"service"`
 	Address  string           `json:"address,omitempty"`
 	Gone     bool             `json:"gone,omitempty"`
+	Revoked  bool             `json:"revoked,omitempty"`
 }
 
 // Open reads the inventory kept at path, where there is one. What is damaged is left out and said by Run: sidecars report
@@ -151,7 +152,8 @@ func Open(path string) (*Inventory, error) {
 	now := time.Now()
 	for _, r := range records {
 		addr, _ := netip.ParseAddrPort(r.Address)
-		in.workloads[r.Workload] = &workload{service: r.Service, reported: addr, seen: true, silent: now, gone: r.Gone}
+		in.workloads[r.Workload] = &workload{service: r.Service, reported: addr, seen: !r.Revoked, silent: now,
+			gone: r.Gone, revoked: r.Revoked}
 	}
 	in.written = b
 	in.publish(now)
@@ -400,7 +402,7 @@ func (in *Inventory) write() error {
 	var records []record
 	for name, w := range in.workloads {
 		if w.seen || w.gone {
-			r := record{Workload: name, Service: w.service, Gone: w.gone}
+			r := record{Workload: name, Service: w.service, Gone: w.gone, Revoked: w.revoked}
 			if w.reported.IsValid() {
 				r.Address = w.reported.String()
 			}

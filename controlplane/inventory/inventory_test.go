@@ -198,3 +198,22 @@ func TestStaticWorkloads(t *testing.T) {
 		s.lists()
 	})
 }
+
+// TestRevokedAfterRestart: a workload that was revoked is not listed on any account, not even as the last one of its
+// service, by a control plane that has started since.
+func TestRevokedAfterRestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "inventory")
+	m := &mesh.Mesh{Workloads: []mesh.Workload{{Name: "shop/api-1", Service: "shop/api", Address: "10.0.0.9:4143"}}}
+	tell(t, path, func(s *story) {
+		s.SetMesh(m)
+		s.Connect("shop/api-1", "shop/api", at(1))()
+		s.Forget("shop/api-1")
+		s.lists()
+	})
+	tell(t, path, func(s *story) {
+		s.SetMesh(m)
+		s.lists()
+		s.Connect("shop/api-1", "shop/api", at(1)) // enrolled anew
+		s.lists("shop/api-1")
+	})
+}
