@@ -155,6 +155,12 @@ func (ca *CA) path(name string) string { return filepath.Join(ca.dir, name) }
 func (ca *CA) Bind(trustDomain string) error {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
+	if ca.root != nil && ca.bundle.Get() == nil { // the root could be kept, and the bundle not
+		if err := ca.loadBundle(); err != nil {
+			return err
+		}
+		ca.fault = ca.renew(time.Now())
+	}
 	if ca.root != nil {
 		if td := ca.root.cert.URIs[0].Host; td != trustDomain {
 			return fmt.Errorf("%w: it is of %s, the release is of %s; revert that change, or give the control plane a "+
@@ -260,7 +266,7 @@ func (ca *CA) Sign(csr []byte, id spiffe.ID, enrolment string) (chain [][]byte, 
 
 // sign needs mu.
 func (ca *CA) sign(key crypto.PublicKey, id spiffe.ID, enrolment string, now time.Time) ([][]byte, time.Time, error) {
-	if ca.root == nil {
+	if ca.root == nil || ca.bundle.Get() == nil { // nobody could verify it
 		return nil, time.Time{}, ErrUnbound
 	}
 	if td := ca.root.cert.URIs[0].Host; id.TrustDomain() != td {
@@ -377,9 +383,11 @@ func (ca *CA) EnrolmentCertificate(*tls.ClientHelloInfo) (*tls.Certificate, erro
 
 // renew replaces the intermediate and the control plane's own certificate where it is time. It needs mu.
 func (ca *CA) renew(now time.Time) error {
-	if ca.root == nil {
+	if ca.root == nil || ca.bundle.Get() == nil {
 		return nil
 	}
+	// Certificates end by the wall clock; the monotonic one stands still while a machine sleeps.
+	now = now.Round(0)
 	fault := ca.renewIntermediate(now)
 	if ca.server == nil || !now.Before(ca.renewServer) { // while the intermediate at hand lasts, even if a next one cannot be kept
 		fault = errors.Join(fault, ca.renewOwn(now))
@@ -389,7 +397,8 @@ func (ca *CA) renew(now time.Time) error {
 
 // renewIntermediate needs mu.
 func (ca *CA) renewIntermediate(now time.Time) error {
-	if ca.inter != nil && !now.After(middle(ca.inter.cert)) {
+	future := ca.inter != nil && ca.inter.cert.NotBefore.After(now.Add(Skew)) // made before a clock was set right
+	if ca.inter != nil && !future && !now.After(middle(ca.inter.cert)) {
 		return nil
 	}
 	// Near its own end the root signs an intermediate that ends with it; what cannot fit into that is refused.
@@ -397,7 +406,7 @@ func (ca *CA) renewIntermediate(now time.Time) error {
 	if end.After(ca.root.cert.NotAfter) {
 		end = ca.root.cert.NotAfter
 	}
-	if ca.inter != nil && !end.After(ca.inter.cert.NotAfter) {
+	if ca.inter != nil && !future && !end.After(ca.inter.cert.NotAfter) {
 		return nil
 	}
 	next, err := newIntermediate(ca.root, now, end)
@@ -442,10 +451,10 @@ func (ca *CA) Run(ctx context.Context) error {
 		now := time.Now()
 		had := ca.fault
 		ca.fault = ca.renew(now)
-		next := time.Hour
+		next := 10 * time.Minute // a clock may be set, and a machine may sleep
 		if ca.root != nil {
 			if ca.server != nil {
-				next = min(next, ca.renewServer.Sub(now))
+				next = min(next, ca.renewServer.Sub(now.Round(0)))
 			}
 			if ca.fault != nil {
 				next = min(next, 10*time.Second)
@@ -491,7 +500,7 @@ func (ca *CA) Status() Status {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
 	s := Status{LeafTTL: ca.leafTTL.String()}
-	if ca.root == nil {
+	if ca.root == nil || ca.bundle.Get() == nil {
 		s.Fault = ErrUnbound.Error()
 		return s
 	}

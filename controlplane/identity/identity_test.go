@@ -240,3 +240,72 @@ func TestRenewal(t *testing.T) {
 		}
 	})
 }
+
+// TestBindOnFullDisk: an authority whose bundle could not be kept is not half there. It says so, and the next release
+// tries again, with the root that is on disk already.
+func TestBindOnFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	ca := must[*CA](t)(Open(dir, 0))
+	if err := os.MkdirAll(filepath.Join(dir, "bundle.json", "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.Bind(td); err == nil {
+		t.Fatal("bound without a bundle")
+	}
+	if s := ca.Status(); s.Fault == "" {
+		t.Errorf("status is %+v", s)
+	}
+	if _, _, err := ca.Sign(request(t, ec(t), x509.CertificateRequest{}), web, "e1"); err == nil {
+		t.Error("signed without a bundle")
+	}
+	root := must[[]byte](t)(os.ReadFile(filepath.Join(dir, "root.pem")))
+	if err := os.RemoveAll(filepath.Join(dir, "bundle.json")); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.Bind(td); err != nil {
+		t.Fatal(err)
+	}
+	chain, _, err := ca.Sign(request(t, ec(t), x509.CertificateRequest{}), web, "e1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, ca, chain)
+	if string(root) != string(must[[]byte](t)(os.ReadFile(filepath.Join(dir, "root.pem")))) {
+		t.Error("a second root was made")
+	}
+}
+
+// TestWallClock: certificates end by the wall clock. The monotonic one stands still while a machine sleeps, so a renewal
+// that was due by it alone would come hours after the certificate has ended.
+func TestWallClock(t *testing.T) {
+	ca := must[*CA](t)(Open(t.TempDir(), 0))
+	if err := ca.Bind(td); err != nil {
+		t.Fatal(err)
+	}
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	if ca.renewServer != ca.renewServer.Round(0) {
+		t.Errorf("the renewal is due at %v, by the monotonic clock", ca.renewServer)
+	}
+}
+
+// TestClockSetBack: an issuer from the future is replaced, since nobody accepts what it signs before that.
+func TestClockSetBack(t *testing.T) {
+	ca := must[*CA](t)(Open(t.TempDir(), 0))
+	if err := ca.Bind(td); err != nil {
+		t.Fatal(err)
+	}
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	next, err := newIntermediate(ca.root, time.Now().Add(60*24*time.Hour), time.Now().Add(150*24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca.inter = next
+	if err := ca.renew(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if ca.inter.cert.NotBefore.After(time.Now()) {
+		t.Errorf("the intermediate begins %v", ca.inter.cert.NotBefore)
+	}
+}
