@@ -287,3 +287,17 @@ func TestEveryFinding(t *testing.T) {
 		}
 	}
 }
+
+// TestHeadersOfSidecars: a condition on what the sidecars themselves write or take off would never match a mesh peer, and
+// match whatever a stranger claims.
+func TestHeadersOfSidecars(t *testing.T) {
+	for name, refused := range map[string]bool{
+		"heddle-client-id": true, "Heddle_Client_Id": true, "X-Forwarded-Client-Cert": true, "Connection": true,
+		"transfer-encoding": true, "upgrade": true, "host": false, "x-tenant": false, "authorization": false,
+	} {
+		_, _, findings := Compile(parse(t, map[string]string{"base.cue": base, "set.cue": addMatch + `headers: "` + name + `": exact: "1"}]}`}))
+		if got := len(findings) == 1 && findings[0].ID == diag.WrongValue; got != refused || !refused && len(findings) > 0 {
+			t.Errorf("%s: refused is %v, want %v: %v", name, got, refused, findings)
+		}
+	}
+}

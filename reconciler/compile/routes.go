@@ -288,7 +288,7 @@ func (c *compiler) spelling(at path, p string) string {
 			fmt.Sprintf("write %q", p[:strings.IndexAny(p, "?#")]))
 	case !decide.CanonicalPath(p):
 		c.find(diag.WrongValue, at, fmt.Sprintf("%q is not canonical, so no request that is let in has it", p),
-			`leave out "//", dot segments, "\", and escapes of "/", "\", "." and NUL`)
+			`leave out "//", dot segments, "\", ";", and escapes of "/", "\", "." and NUL`)
 	default:
 		return decide.SpellPath(p)
 	}
@@ -311,6 +311,11 @@ func (c *compiler) headers(at path, src map[string]v1alpha1.HeaderMatch) (out []
 			continue
 		}
 		seen[lower] = name
+		if why := notPassedOn(lower); why != "" {
+			c.find(diag.WrongValue, at, fmt.Sprintf("header %s %s, so it is no condition", lower, why),
+				"judge by another header, or by the caller (from)")
+			continue
+		}
 		switch {
 		case h.Regex != "" && h.Exact != "":
 			c.find(diag.WrongValue, at, "a header match is exactly one of exact, regex; 2 are set", `write exact: "value"`)
@@ -327,6 +332,22 @@ func (c *compiler) headers(at path, src map[string]v1alpha1.HeaderMatch) (out []
 	}
 	slices.SortFunc(out, func(a, b mesh.HeaderMatch) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// notPassedOn says why a header cannot be judged on both sides of a connection, or "". Sidecars strip what only they may
+// write, from whomever it comes, and what ends with one hop (RFC 9110, 7.6.1): a rule by one would never match a mesh
+// peer, and match whatever a stranger claims.
+func notPassedOn(lower string) string {
+	switch spelt := strings.ReplaceAll(lower, "_", "-"); {
+	case strings.HasPrefix(spelt, "heddle-"), spelt == "x-forwarded-client-cert":
+		return "is written by sidecars and stripped from what callers send"
+	}
+	switch lower {
+	case "connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "te", "trailer",
+		"transfer-encoding", "content-length", "upgrade":
+		return "belongs to one connection and is not passed on as it came"
+	}
+	return ""
 }
 
 // token reports whether s is a token (RFC 9110, 5.6.2).

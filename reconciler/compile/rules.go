@@ -36,7 +36,7 @@ func (c *compiler) compileRules(s *service) {
 			c.checkRuleName(at, "rule", name)
 			r := mesh.Rule{ID: string(s.name) + "/" + k.field + "/" + name, Action: k.action, From: c.from(at.at("from"), src.From)}
 			c.origins[r.ID] = c.pos(at)
-			if src.Until != "" {
+			if _, written := c.doc.Positions[string(at.at("until"))]; src.Until != "" || written {
 				c.notEnforced(at.at("until"), "until", "leave it out, and delete the rule when its time has come")
 			}
 			if src.Enforce != nil && !*src.Enforce {
