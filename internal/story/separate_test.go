@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -113,27 +114,33 @@ func (h *hosts) named(ts *testscript.TestScript, names []string) []*program {
 	return out
 }
 
-// Ports come from below the range of which the system gives ports to clients: a program that is down for a while finds
-// its port free when it is back.
+// Ports come from below the range of which the system gives ports to clients, so that a program that is down for a while
+// finds its port free when it is back, and from below those of `heddle up`, which other stories run at the same time.
 const (
-	portLeast = 12_000
-	portMost  = 20_000
+	portLeast = 5_000
+	portMost  = 10_000
 )
 
-// ports VARIABLE… sets each variable to a loopback address whose port is free.
+// given holds the ports that a script of this run has: they look free until it starts the program.
+var given sync.Map
+
+// ports VARIABLE… sets each variable to a loopback address whose port is free, and given to no other.
 func ports(ts *testscript.TestScript, neg bool, args []string) {
 	plain(ts, neg)
 	for _, name := range args {
 		var l net.Listener
 		err := errors.New("no port is free")
 		for range 100 {
-			at := fmt.Sprintf("127.0.0.1:%d", portLeast+rand.IntN(portMost-portLeast))
-			if l, err = net.Listen("tcp", at); err == nil {
+			port := portLeast + rand.IntN(portMost-portLeast)
+			if _, taken := given.LoadOrStore(port, true); taken {
+				continue
+			}
+			if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 				break
 			}
 		}
 		ts.Check(err)
-		defer l.Close() // after all are chosen, so that no two are the same
+		ts.Check(l.Close())
 		ts.Setenv(name, l.Addr().String())
 	}
 }
