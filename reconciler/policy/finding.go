@@ -16,10 +16,10 @@ import (
 // This file turns CUE's errors into findings: one line each, a stable ID, the author's place before the schema's.
 
 // ruleIDs tells the schema's own messages apart, by how they begin; see rules.cue. What is not here is SchemaRule.
-var ruleIDs = []struct{ prefix, id string }{
-	{"want ", diag.WrongValue},
-	{"weights ", diag.WeightSum},
-	{"unknown top-level field", diag.UnknownField},
+var ruleIDs = []struct{ prefix, id, hint string }{
+	{"want ", diag.WrongValue, ""}, // what is wanted is the way out
+	{"weights ", diag.WeightSum, "let them sum to 100: they are percentages"},
+	{"unknown top-level field", diag.UnknownField, ""},
 }
 
 var (
@@ -182,7 +182,7 @@ func explain(msg string, path []string) (id, message, hint string) {
 	}
 	for _, r := range ruleIDs {
 		if strings.HasPrefix(msg, r.prefix) {
-			return r.id, msg, ""
+			return r.id, msg, r.hint
 		}
 	}
 	switch {

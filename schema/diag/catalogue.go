@@ -21,22 +21,21 @@ const (
 	StaleSchema   = "HDL0108" // the vendored schema differs from its VERSION
 	NoPolicy      = "HDL0109" // no mesh.cue
 	ForeignImport = "HDL0110"
-	ForeignAttr   = "HDL0111" // @embed, @extern
+	ForeignAttr   = "HDL0111" // @embed, @extern, @if, @tag but for the one of the environment
 	WrongPackage  = "HDL0112"
 
 	// 02xx: what CUE finds.
-	Syntax        = "HDL0201"
-	UnknownField  = "HDL0202"
-	WrongValue    = "HDL0203" // type, enum, range, pattern
-	MissingField  = "HDL0204"
-	Conflict      = "HDL0205"
-	WeightSum     = "HDL0206"
-	Incomplete    = "HDL0207" // not a concrete value
-	SchemaRule    = "HDL0208" // another rule of rules.cue
-	Runaway       = "HDL0209" // the evaluation ran out of time or memory
-	EvalCrashed   = "HDL0210"
-	OutsideFence  = "HDL0211" // a file writes what is not its own
-	OtherPosition = "HDL0212"
+	Syntax       = "HDL0201"
+	UnknownField = "HDL0202"
+	WrongValue   = "HDL0203" // type, enum, range, pattern
+	MissingField = "HDL0204"
+	Conflict     = "HDL0205"
+	WeightSum    = "HDL0206"
+	Incomplete   = "HDL0207" // not a concrete value
+	SchemaRule   = "HDL0208" // another rule of rules.cue
+	Runaway      = "HDL0209" // the evaluation ran out of time or memory
+	EvalCrashed  = "HDL0210"
+	OutsideFence = "HDL0211" // a file writes what is not its own
 
 	// 03xx: what compile finds across files.
 	UnknownService   = "HDL0301"
