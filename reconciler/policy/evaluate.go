@@ -128,6 +128,7 @@ func evaluate(req *request, u unit) result {
 	}
 	r.Findings = findings.Sorted()
 	r.Positions = at.first
+	r.Touches = touches(req, above, own)
 	if len(r.Findings)+len(r.Echoes) == 0 {
 		take(&r, u, v, at, computed)
 	} else if whole && v.Exists() && u.namespace() != "" {
@@ -258,6 +259,36 @@ func ancestors(req *request, u unit) (files []file, whole bool) {
 		use(unit{Dir: "services", Files: req.Above})
 	}
 	return files, whole
+}
+
+// touches finds the first hidden field or definition at the top of own files that a file above has too.
+func touches(req *request, above, own []file) diag.Pos {
+	each := func(files []file, do func(name string, f *ast.Field)) {
+		for _, f := range files {
+			syntax, _ := parse(req, f)
+			if syntax == nil {
+				continue
+			}
+			for _, d := range syntax.Decls {
+				if fd, ok := d.(*ast.Field); ok && isIdent(fd.Label) {
+					if name, ok := label(fd.Label); ok && shared.MatchString(name) {
+						do(name, fd)
+					}
+				}
+			}
+		}
+	}
+	known := map[string]bool{}
+	each(above, func(name string, _ *ast.Field) { known[name] = true })
+	var first diag.Pos
+	if len(known) > 0 {
+		each(own, func(name string, f *ast.Field) {
+			if first.IsZero() && known[name] {
+				first = position(f.Label.Pos())
+			}
+		})
+	}
+	return first
 }
 
 // parse reads one file. The syntax is nil if it cannot be used.

@@ -212,7 +212,11 @@ func explain(msg string, path []string) (id, message, hint string) {
 		if a == ka && a != "null" || strings.HasPrefix(a, "int &") { // the schema's side is the type
 			a, b, ka, kb = b, a, kb, ka
 		}
-		return diag.WrongValue, clip(fmt.Sprintf("want %s, got the %s %s", article(kb), ka, a)), ""
+		got := "the " + ka + " " + a
+		if a == ka { // null is all that it says
+			got = a
+		}
+		return diag.WrongValue, clip(fmt.Sprintf("want %s, got %s", article(kb), got)), ""
 	case outOfBound.MatchString(msg):
 		m := outOfBound.FindStringSubmatch(msg)
 		return diag.WrongValue, clip(fmt.Sprintf("%s is %s", m[1], m[2])), ""

@@ -98,6 +98,7 @@ type part struct {
 	findings  diag.List
 	echoes    diag.List // of the ancestors' findings
 	rawMesh   string
+	touches   diag.Pos // where it writes a field that files above share, if it does
 	mesh      *v1alpha1.Mesh
 	namespace *v1alpha1.Namespace
 	services  map[string]v1alpha1.Service
@@ -307,7 +308,7 @@ func contents(blobs []blob) ([]file, error) {
 
 // decode reads a child's answer, as strictly as anything from outside.
 func decode(r result) (*part, error) {
-	p := &part{findings: r.Findings, echoes: r.Echoes, rawMesh: string(r.Mesh), positions: r.Positions, broken: r.Broken, skipped: r.skipped}
+	p := &part{findings: r.Findings, echoes: r.Echoes, touches: r.Touches, rawMesh: string(r.Mesh), positions: r.Positions, broken: r.Broken, skipped: r.skipped}
 	for _, f := range []struct {
 		raw  json.RawMessage
 		into any
@@ -339,6 +340,9 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 	var root *part
 	skipped := 0
 	above := 0 // findings of units above namespaces, which come first
+	if units[0].dir != "" {
+		above++ // there is no mesh.cue, which is said
+	}
 	for i, p := range parts {
 		findings = append(findings, p.findings...)
 		if above+len(p.findings) == 0 { // else it is told already
@@ -369,7 +373,11 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 			doc.Unread = append(doc.Unread, ns+"/"+name)
 		}
 		if len(p.broken) == 0 && root != nil && root.mesh != nil && p.rawMesh != root.rawMesh {
-			findings.Add(diag.Finding{ID: diag.OutsideFence, Path: "mesh", Pos: diag.Pos{File: u.blobs[0].name, Line: 1, Column: 1},
+			pos := p.touches
+			if pos.IsZero() {
+				pos = diag.Pos{File: u.blobs[0].name, Line: 1, Column: 1}
+			}
+			findings.Add(diag.Finding{ID: diag.OutsideFence, Path: "mesh", Pos: pos,
 				Message: fmt.Sprintf("%s/ may not write mesh: it belongs to mesh.cue", u.dir),
 				Hint:    "a reference or comprehension in this directory sets a field of mesh; remove it"})
 		}

@@ -51,6 +51,9 @@ type result struct {
 	Findings diag.List `json:"findings,omitempty"`
 	// Echoes are findings that the ancestors' own units are to tell. Where they have none, the fault lies between the two.
 	Echoes diag.List `json:"echoes,omitempty"`
+	// Touches is the first place where the unit writes a hidden field or definition that a file above writes too: where to
+	// look if the mesh's value differs in it.
+	Touches diag.Pos `json:"touches,omitzero"`
 	// Stopped says that a limit ended the child: "cpu" or "heap". Nothing else is set then.
 	Stopped string `json:"stopped,omitempty"`
 
