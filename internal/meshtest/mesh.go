@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -37,6 +38,24 @@ func Build(root, dir string) error {
 		return fmt.Errorf("building the binaries: %w\n%s", err, out)
 	}
 	return nil
+}
+
+// Consult looks at every source file, so that `go test` knows that a test which runs the binaries depends on them: it
+// remembers a result for as long as the files that the test looked at stay as they were. It counts what happens inside a
+// test only, not what TestMain does.
+func Consult(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		switch name := d.Name(); {
+		case d.IsDir() && (name == ".git" || name == ".cache" || name == ".heddle" || name == "bin" || name == "docs"):
+			return filepath.SkipDir
+		case !d.IsDir() && !strings.HasSuffix(name, "_test.go"):
+			_, err = os.Stat(path)
+		}
+		return err
+	})
 }
 
 // Mesh is a running `heddle up`.

@@ -22,6 +22,7 @@ import (
 // TestSeparate runs the archives in testdata/separate: each program is started by its own command line, with its own
 // state directory, as an operator starts it on its own machine. Nothing but the network connects them.
 func TestSeparate(t *testing.T) {
+	consult(t)
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "separate"),
 		Setup: func(e *testscript.Env) error {

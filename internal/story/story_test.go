@@ -61,6 +61,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestStories(t *testing.T) {
+	consult(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
@@ -88,6 +89,14 @@ func TestStories(t *testing.T) {
 			"until": until, "load": load, "crash": crash, "address": address, "gone": gone,
 		},
 	})
+}
+
+// consult has go test run the stories again when any source file changed.
+func consult(t *testing.T) {
+	t.Helper()
+	if err := meshtest.Consult(filepath.Join("..", "..")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // story is what one archive's commands share.
