@@ -81,8 +81,8 @@ func rank(f diag.Finding) int {
 		return 3
 	case f.ID == diag.Incomplete:
 		return 2
-	case f.ID == diag.Conflict || f.ID == diag.WrongValue && !strings.HasPrefix(f.Message, "want "):
-		return 1
+	case f.ID == diag.Conflict || f.ID == diag.WrongValue && (!strings.HasPrefix(f.Message, "want ") || strings.Contains(f.Message, ", got ")):
+		return 1 // CUE's own; a mismatch of types is often only the schema's sentinel
 	}
 	return 0
 }
