@@ -38,12 +38,14 @@ type Inbound struct {
 	*stack
 	tls     *tls.Config
 	denials denials
+	outside slots    // of all exposed listeners: strangers must not keep the mesh out
 	secret  [32]byte // makes the ids that strangers get for a denial
 }
 
 // NewInbound makes the stack. Run, the listeners' serving and at last Drain are the caller's to start and wait for.
 func NewInbound(env Env) *Inbound {
 	in := &Inbound{stack: newStack(env)}
+	in.outside = make(slots, max(1, cap(in.slots)/2))
 	rand.Read(in.secret[:])
 	known := func(sni string) bool { return in.Current.Load().InboundBySNI(sni) != nil }
 	in.tls = env.Identity.ServerTLS(known, spiffe.ALPNHTTP1, spiffe.ALPNTCP)
@@ -53,13 +55,13 @@ func NewInbound(env Env) *Inbound {
 // ServeMesh serves a listener on which only sidecars of the mesh are heard: mutual TLS, whose server name says which
 // port is meant. It returns nil when ctx ends or Drain is called; its connections last until Drain ends them.
 func (in *Inbound) ServeMesh(ctx context.Context, ln net.Listener) error {
-	return in.serve(ctx, ln, in.mesh)
+	return in.serve(ctx, ln, nil, in.mesh)
 }
 
 // ServeExposed serves a listener for one port, by its name: what ServeMesh takes for that port, and plaintext where the
 // port is permissive. It is how the outside comes in.
 func (in *Inbound) ServeExposed(ctx context.Context, ln net.Listener, port string) error {
-	return in.serve(ctx, ln, func(ctx context.Context, c *client) { in.exposed(ctx, c, port) })
+	return in.serve(ctx, ln, in.outside, func(ctx context.Context, c *client) { in.exposed(ctx, c, port) })
 }
 
 // Run watches until ctx ends: tunnels that a new policy no longer allows are closed, connections whose peer's identity

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -425,5 +426,27 @@ func TestLoop(t *testing.T) {
 	}
 	if logs := w.logs.String(); strings.Count(logs, "give --app auto=HOST:PORT") != 2 {
 		t.Errorf("the operator was told: %s", logs)
+	}
+}
+
+// TestOutsideShare: callers from outside, however many, leave the mesh its half of the connections.
+func TestOutsideShare(t *testing.T) {
+	w := newWorld(t, application(t, told()), Limits{Conns: 4, Head: time.Hour}, func(w *world) { w.inbound.Ports[1].MTLS = mesh.Permissive })
+	exposed := w.expose("http")
+	for range 10 {
+		send(t, dial(t, exposed), "GET / HTTP/1.1\r\n") // and no more
+	}
+	for len(w.in.outside) < cap(w.in.outside) && len(w.in.slots) < cap(w.in.slots) {
+		runtime.Gosched() // until they have all that they can get
+	}
+	for range 2 {
+		c, err := w.peer(w.mesh, spiffe.ServiceID(td, web), "http", spiffe.ALPNHTTP1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if o, _ := exchangeOf(bufio.NewReader(c), "GET"); o.status != 200 {
+			t.Fatalf("a peer of the mesh got %+v", o)
+		}
 	}
 }

@@ -45,14 +45,14 @@ func NewOutbound(env Env) *Outbound {
 // carry bytes. The listener should be on loopback. It returns nil when ctx ends or Drain is called; its connections last
 // until Drain ends them.
 func (o *Outbound) ServeProxy(ctx context.Context, ln net.Listener) error {
-	return o.serve(ctx, ln, func(ctx context.Context, c *client) { o.serveHTTP(ctx, c, destination{}, nil, 0) })
+	return o.serve(ctx, ln, nil, func(ctx context.Context, c *client) { o.serveHTTP(ctx, c, destination{}, nil, 0) })
 }
 
 // ServeUpstream serves a listener for one port of a service, by the port's name or number: whatever connects there is
 // connected to that service. Host is left as the client sends it.
 func (o *Outbound) ServeUpstream(ctx context.Context, ln net.Listener, service mesh.ServiceName, port string) error {
 	d := destination{service: service, port: port}
-	return o.serve(ctx, ln, func(ctx context.Context, c *client) { o.listener(ctx, c, d) })
+	return o.serve(ctx, ln, nil, func(ctx context.Context, c *client) { o.listener(ctx, c, d) })
 }
 
 // Run closes tunnels to destinations that a new config takes away, ends exchanges whose client is gone, counts what

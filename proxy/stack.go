@@ -87,7 +87,7 @@ func conns(files uint64) int {
 type stack struct {
 	Env
 
-	slots    chan struct{} // one is taken for each open connection
+	slots    slots // one is taken for each open connection
 	draining atomic.Bool
 	conns    sync.WaitGroup
 
@@ -99,8 +99,31 @@ type stack struct {
 
 func newStack(env Env) *stack {
 	env.Limits.defaults()
-	s := &stack{Env: env, slots: make(chan struct{}, env.Limits.Conns), live: map[*client]struct{}{}}
+	s := &stack{Env: env, slots: make(slots, env.Limits.Conns), live: map[*client]struct{}{}}
 	return s
+}
+
+// slots bounds a number of connections. A nil slots has no bound.
+type slots chan struct{}
+
+// take waits for a slot; false: ctx ended first.
+func (s slots) take(ctx context.Context) bool {
+	if s == nil {
+		return ctx.Err() == nil
+	}
+	select {
+	case s <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// give gives a slot back.
+func (s slots) give() {
+	if s != nil {
+		<-s
+	}
 }
 
 // client is one connection that was accepted. Its goroutine owns it; others may only retire or abort it.
@@ -213,8 +236,9 @@ func (c *client) allowed() bool {
 }
 
 // serve accepts until ctx ends, or Drain closes the listener. Each connection gets a goroutine of its own, which ends
-// the connection and which Drain waits for: the connections outlive ctx, but keep its values.
-func (s *stack) serve(ctx context.Context, ln net.Listener, handle func(context.Context, *client)) error {
+// the connection and which Drain waits for: the connections outlive ctx, but keep its values. share bounds what this
+// listener, and others with the same share, may take of the stack's connections; nil: all.
+func (s *stack) serve(ctx context.Context, ln net.Listener, share slots, handle func(context.Context, *client)) error {
 	conns, kill := context.WithCancel(context.WithoutCancel(ctx))
 	s.mu.Lock()
 	if s.draining.Load() {
@@ -231,14 +255,18 @@ func (s *stack) serve(ctx context.Context, ln net.Listener, handle func(context.
 	defer ln.Close()
 	backoff := time.Duration(0)
 	for {
-		select {
-		case s.slots <- struct{}{}: // beyond the limit the kernel's backlog is the queue
-		case <-ctx.Done():
+		// Beyond the limits the kernel's backlog is the queue.
+		if !share.take(ctx) {
+			return nil
+		}
+		if !s.slots.take(ctx) {
+			share.give()
 			return nil
 		}
 		nc, err := ln.Accept()
 		if err != nil {
-			<-s.slots
+			s.slots.give()
+			share.give()
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
@@ -257,23 +285,25 @@ func (s *stack) serve(ctx context.Context, ln net.Listener, handle func(context.
 		if s.draining.Load() {
 			s.mu.Unlock()
 			c.Abort()
-			<-s.slots
+			s.slots.give()
+			share.give()
 			return nil
 		}
 		s.live[c] = struct{}{}
 		s.conns.Add(1) // under mu and before draining is set, so that Drain waits for it
 		s.mu.Unlock()
-		go s.serveClient(conns, c, handle)
+		go s.serveClient(conns, c, share, handle)
 	}
 }
 
 // serveClient is the goroutine of one client connection.
-func (s *stack) serveClient(ctx context.Context, c *client, handle func(context.Context, *client)) {
+func (s *stack) serveClient(ctx context.Context, c *client, share slots, handle func(context.Context, *client)) {
 	defer func() {
 		s.mu.Lock()
 		delete(s.live, c)
 		s.mu.Unlock()
-		<-s.slots
+		s.slots.give()
+		share.give()
 		s.conns.Done()
 	}()
 	handle(ctx, c)
