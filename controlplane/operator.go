@@ -74,6 +74,8 @@ type TokenReply struct {
 	Workload   string    `json:"workload"`
 	Service    string    `json:"service"`
 	Expires    time.Time `json:"expires"`
+	// Warning says why the token would be refused by the policy of this moment; it is good as soon as policy changes.
+	Warning string `json:"warning,omitempty"`
 }
 
 // Enrolments is the answer to GET /v1/enrolments.
@@ -189,7 +191,11 @@ func (cp *controlPlane) token(q TokenRequest) (TokenReply, error) {
 		return TokenReply{}, &operator.Error{Status: http.StatusBadRequest, Message: err.Error(),
 			Hint: "heddle token shows the form, policy the names"}
 	}
-	return TokenReply{APIVersion: APIVersion, Token: token, Workload: q.Workload, Service: q.Service, Expires: expires}, nil
+	reply := TokenReply{APIVersion: APIVersion, Token: token, Workload: q.Workload, Service: q.Service, Expires: expires}
+	if err := cp.register.Preview(q.Workload, mesh.ServiceName(q.Service)); err != nil {
+		reply.Warning = err.Error()
+	}
+	return reply, nil
 }
 
 func (cp *controlPlane) enrolments() Enrolments {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/published"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
 	"github.com/heddle-mesh/heddle/internal/flagenv"
 	"github.com/heddle-mesh/heddle/internal/pinned"
 	"github.com/heddle-mesh/heddle/schema/diag"
@@ -49,6 +50,7 @@ where every user of the machine can read it. It is printed on stdout, alone.`,
 				Workload   string    `json:"workload"`
 				Service    string    `json:"service"`
 				Expires    time.Time `json:"expires,omitzero"`
+				Warning    string    `json:"warning,omitempty"`
 			}
 			err := c.controlplaneAPI().Post(ctx, "/v1/tokens", map[string]any{
 				"workload": workload, "service": service, "ttl": ttl.String(),
@@ -59,6 +61,9 @@ where every user of the machine can read it. It is printed on stdout, alone.`,
 			if c.output == "json" {
 				reply.APIVersion, reply.Workload, reply.Service = apiVersion, workload, service
 				return writeJSON(c.stdout, reply)
+			}
+			if reply.Warning != "" {
+				fmt.Fprintln(c.stderr, "warning:", terminal.Clean(reply.Warning))
 			}
 			_, err = fmt.Fprintln(c.stdout, reply.Token)
 			return err

@@ -296,6 +296,17 @@ func (r *Register) Grant(workload string) (Grant, error) {
 	return grant(m, workload, e.Service)
 }
 
+// Preview says why policy would give a workload that is not enrolled yet nothing at all; nil: it gives it something. The
+// policy of the moment of enrolment decides.
+func (r *Register) Preview(workload string, service mesh.ServiceName) error {
+	m := r.mesh()
+	if m == nil {
+		return identity.ErrUnbound
+	}
+	_, err := grant(m, workload, service)
+	return err
+}
+
 // List returns the enrolments, sorted by workload, and a channel that closes when they change.
 func (r *Register) List() ([]*Enrolment, <-chan struct{}) {
 	r.mu.Lock()
