@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/heddle-mesh/heddle/internal/meshtest"
 )
 
 var update = flag.Bool("update", false, "rewrite the dependency lists of the binaries")
@@ -67,6 +69,9 @@ type pkg struct {
 
 func list(t *testing.T, args ...string) []byte {
 	t.Helper()
+	if err := meshtest.Consult(filepath.Join("..", "..")); err != nil { // go test does not see what go list reads
+		t.Fatal(err)
+	}
 	cmd := exec.Command("go", append([]string{"list"}, args...)...)
 	cmd.Dir = filepath.Join("..", "..")
 	out, err := cmd.Output()
