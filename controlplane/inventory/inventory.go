@@ -8,7 +8,8 @@
 // connect to. So a silent workload stays listed, until
 //   - the grace has passed since its stream ended, provided that at least half of the workloads known are connected: a
 //     control plane that hears few was restarted or cut off itself, and its silence says nothing about them; or
-//   - a peer reported that it cannot connect to it: two independent signs need no grace.
+//   - a peer reported that it cannot connect to it, after this control plane saw its stream end: two independent signs
+//     need no grace. A report alone, as after a restart, is the word of one sidecar, which may be cut off itself.
 //
 // The one that was heard last stays even then where its service would have no endpoint at all: an error that names the
 // address helps more than one that names none, and it may be there. A static workload with an address in policy that
@@ -96,6 +97,7 @@ type workload struct {
 	streams   int            // open ones; a reconnect may overlap the stream that it replaces
 	seen      bool           // connected at least once, ever
 	silent    time.Time      // when it was last heard, while streams is 0; zero: never
+	left      bool           // this process saw its last stream end, and none begin since
 	unreached bool           // a peer could not connect since it was last heard
 	gone      bool           // judged dead; it stays so until it connects
 	revoked   bool           // not listed on any account until it connects
@@ -210,12 +212,12 @@ func (in *Inventory) Connect(name string, service mesh.ServiceName, addr netip.A
 		}
 		w.service, w.reported, w.seen = service, addr, true
 		w.streams++
-		w.unreached, w.gone, w.revoked = false, false, false
+		w.left, w.unreached, w.gone, w.revoked = false, false, false, false
 	})
 	return func() {
 		in.change(func(now time.Time) {
 			w.streams--
-			w.silent = now
+			w.silent, w.left = now, w.streams == 0
 		})
 	}
 }
@@ -317,7 +319,7 @@ func judge(workloads map[string]*workload, now time.Time) time.Duration {
 		}
 		left := w.silent.Add(Grace).Sub(now)
 		switch {
-		case w.unreached:
+		case w.unreached && w.left:
 			w.gone = true
 		case !w.seen: // declared, and never heard
 		case left > 0:

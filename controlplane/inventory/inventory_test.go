@@ -110,6 +110,23 @@ func TestConnectFailures(t *testing.T) {
 	})
 }
 
+// After a restart of the control plane one sidecar's word takes nothing away: it may be the one that is cut off.
+func TestConnectFailuresAfterRestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "inventory")
+	tell(t, path, func(s *story) {
+		for i, n := range []string{"shop/api-1", "shop/api-2", "shop/api-3"} {
+			defer s.Connect(n, "shop/api", at(uint16(i+1)))()
+		}
+		s.lists("shop/api-1", "shop/api-2", "shop/api-3")
+	})
+	tell(t, path, func(s *story) {
+		defer s.Connect("shop/api-1", "shop/api", at(1))()
+		s.Unreached("shop/api", at(2))
+		s.Unreached("shop/api", at(3))
+		s.lists("shop/api-1", "shop/api-2", "shop/api-3")
+	})
+}
+
 // A control plane that hears few of those it knows was cut off itself: nobody leaves until it hears half of them.
 func TestOwnSilence(t *testing.T) {
 	tell(t, filepath.Join(t.TempDir(), "inventory"), func(s *story) {
