@@ -26,7 +26,7 @@ var (
 	bin     = flag.String("bin", "bin", "directory with the binaries")
 	only    = flag.String("only", "", "only the benches whose name holds this")
 	rps     = flag.Int("rps", 500, "requests a second during disturbances")
-	commits = flag.Int("commits", 40, "commits to time with 20 sidecars")
+	commits = flag.Int("commits", 100, "commits to time with 20 sidecars")
 )
 
 func main() {
