@@ -201,11 +201,11 @@ func (c *compiler) declare(ns, name string, outer defaults) {
 	numbers := map[int64]*port{}
 	for _, pn := range slices.Sorted(maps.Keys(src.Ports)) {
 		p := c.port(s, pn, src.Ports[pn])
-		if other := numbers[src.Ports[pn].Port]; other != nil {
+		if other := numbers[int64(src.Ports[pn].Port)]; other != nil {
 			c.find(diag.DuplicateAddress, p.at.at("port"), fmt.Sprintf("port %d is %s's already", p.number, other.name),
 				"give each port of a service a number of its own: callers know it by that", c.pos(other.at.at("port")))
 		} else {
-			numbers[src.Ports[pn].Port] = p
+			numbers[int64(src.Ports[pn].Port)] = p
 		}
 		s.ports = append(s.ports, p)
 	}

@@ -7,20 +7,37 @@ type Policy struct {
 	// Settings and defaults of the mesh as a whole; only mesh.cue writes them.
 	Mesh *Mesh `json:"mesh,omitempty"`
 
+	// What must hold of every commit, proved over all requests; only mesh.cue writes them.
+	Invariants map[string]Invariant `json:"invariants,omitempty"`
+
 	// Defaults of a namespace; only services/<namespace>/*.cue writes them.
 	Namespaces map[string]Namespace `json:"namespaces,omitempty"`
 
 	// Services by namespace and name; only services/<namespace>/*.cue writes them.
 	Services map[string]map[string]Service `json:"services,omitempty"`
 
-	// Workloads that no orchestrator knows, by namespace and name; only services/<namespace>/*.cue writes them.
+	// Workloads that no orchestrator knows, by namespace and name; external/<namespace>/*.cue or
+	// services/<namespace>/*.cue writes them.
 	Workloads map[string]map[string]Workload `json:"workloads,omitempty"`
+
+	// Groups of such workloads that come and go, by namespace and name; written where workloads are.
+	Groups map[string]map[string]WorkloadGroup `json:"groups,omitempty"`
+
+	// What may leave the mesh, by namespace and name; egress/<namespace>/*.cue or services/<namespace>/*.cue writes them.
+	Egress map[string]map[string]Egress `json:"egress,omitempty"`
+
+	// Expectations, run by `heddle test` and by the reconciler; tests/*.cue writes them.
+	Tests map[string]Test `json:"tests,omitempty"`
 }
 
 // Mesh has what holds everywhere.
 type Mesh struct {
 	// The SPIFFE trust domain of every identity in the mesh. Changing it is held until an operator accepts it.
 	TrustDomain string `json:"trustDomain"`
+
+	// The environments that this repository is evaluated for, besides the one that _env has by default. `--all-envs`
+	// checks each.
+	Environments []string `json:"environments,omitempty"`
 
 	// What services and namespaces get that do not say otherwise.
 	Defaults *Defaults `json:"defaults,omitempty"`
@@ -31,6 +48,30 @@ type Mesh struct {
 	// How old a sidecar's last known good config may be for identity-based allow rules to hold still, while no control
 	// plane answers. Default: the lifetime of the sidecar's certificate (24h).
 	MaxStale Duration `json:"maxStale,omitempty"`
+
+	// The cluster's own networks: callers from them are who the cluster modes of inboundPolicy admit, and unknown
+	// addresses inside them are never passed through. Default: 10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.168.0.0/16,
+	// fd00::/8.
+	ClusterNetworks []CIDR `json:"clusterNetworks,omitempty"`
+
+	// Destination ports outside the mesh whose connections are never inspected. Default: 25, 587, 3306, 4444, 5432, 6379,
+	// 9300, 11211.
+	OpaquePorts []PortNumber `json:"opaquePorts,omitempty"`
+
+	// Ports whose connections go past the sidecar altogether. Default: 4567 and 4568, both ways.
+	SkipPorts *SkipPorts `json:"skipPorts,omitempty"`
+
+	// What sidecars report.
+	Telemetry *Telemetry `json:"telemetry,omitempty"`
+
+	// How a release reaches the sidecars.
+	Rollout *Rollout `json:"rollout,omitempty"`
+
+	// Who else may write policy, and where.
+	Sources map[string]Source `json:"sources,omitempty"`
+
+	// Issuers whose JSON Web Tokens rules may judge by.
+	JwtIssuers map[string]JWTIssuer `json:"jwtIssuers,omitempty"`
 }
 
 // Defaults are plain data; the nearest level that sets a field wins.
@@ -41,19 +82,209 @@ type Defaults struct {
 	// Whether ports take plaintext beside mTLS. Built-in default: "strict".
 	Mtls MTLS `json:"mtls,omitempty"`
 
+	// What ports speak that do not say so. Built-in default: "detect".
+	Protocol Protocol `json:"protocol,omitempty"`
+
 	// The longest a request may take, from its head to the end of the response. Built-in default: none.
 	Timeout Duration `json:"timeout,omitempty"`
+
+	// The longest a response may take, from the end of the request to the end of the response. Built-in default: none.
+	ResponseTimeout Duration `json:"responseTimeout,omitempty"`
+
+	// The longest both sides of an exchange may be silent. Built-in default: none.
+	IdleTimeout Duration `json:"idleTimeout,omitempty"`
+
+	// How failed requests are tried again. Built-in default: not at all.
+	Retry *Retry `json:"retry,omitempty"`
+
+	// How callers choose among a service's workloads.
+	Balancer *Balancer `json:"balancer,omitempty"`
+
+	// When callers stop using a workload that fails.
+	Breaker *Breaker `json:"breaker,omitempty"`
+
+	// How much a service takes at once.
+	Limits *Limits `json:"limits,omitempty"`
+
+	// How many requests a service takes in a time.
+	RateLimit *RateLimit `json:"rateLimit,omitempty"`
+
+	// What decides about destinations outside the mesh that no egress entry names. Built-in default: "deny".
+	EgressPolicy EgressPolicy `json:"egressPolicy,omitempty"`
+
+	// Whether requests whose path is not in canonical form are refused on ports with rules by path. Built-in default:
+	// "refuse"; "accept" is for applications that need such paths, and makes rules by path judge what the application
+	// may read otherwise.
+	NonCanonicalPaths string `json:"nonCanonicalPaths,omitempty"`
 }
 
-// InboundPolicy decides where no rule does, named as Linkerd's modes. The sidecar does not enforce the cluster modes
-// and audit yet: they are refused.
+// InboundPolicy decides where no rule does, named as Linkerd's modes. The cluster modes admit callers from
+// mesh.clusterNetworks; audit lets everybody in and records it.
 type InboundPolicy string
 
 // MTLS is whether plaintext is taken too.
 type MTLS string
 
+// Protocol is what a port speaks.
+type Protocol string
+
 // Duration is a decimal number with a unit, as in "250ms", "2s", "1m30s".
 type Duration string
+
+// Retry is how failed requests are tried again. A budget is always on. Without idempotent only methods that are
+// idempotent by themselves are tried again (RFC 9110, 9.2.2), but for failures before anything was sent.
+type Retry struct {
+	// Tries beyond the first. Default: 1.
+	Retries *int64 `json:"retries,omitempty"`
+
+	// What counts as failed: "5xx", "gateway-error" (502, 503, 504), a status or a range of them ("429", "500-504"),
+	// "connect-failure", "refused-stream", or the name of a gRPC status ("unavailable"). Default: "5xx" for HTTP,
+	// "unavailable" for gRPC; connect-failure and refused-stream always count.
+	On []string `json:"on,omitempty"`
+
+	// The longest one try may take. Default: none but the request's.
+	Timeout Duration `json:"timeout,omitempty"`
+
+	// Default: 25ms to 250ms.
+	Backoff *Backoff `json:"backoff,omitempty"`
+
+	// Default: 20 % of the requests and 10 a second, over 10s.
+	Budget *RetryBudget `json:"budget,omitempty"`
+
+	// true: trying again does no harm whatever the method; the author vouches for it.
+	Idempotent *bool `json:"idempotent,omitempty"`
+}
+
+// Backoff is how long to wait: a random share of a time that doubles from min to max.
+type Backoff struct {
+	Min Duration `json:"min"`
+
+	Max Duration `json:"max"`
+}
+
+// RetryBudget bounds retries to a share of the requests.
+type RetryBudget struct {
+	// In percent.
+	Percent float64 `json:"percent"`
+
+	// Allowed a second in any case. Default: 10.
+	MinPerSecond *int64 `json:"minPerSecond,omitempty"`
+
+	// Over which time the share is taken. Default: 10s.
+	Window Duration `json:"window,omitempty"`
+}
+
+// Balancer is how callers choose among a service's workloads.
+type Balancer struct {
+	// "p2c-ewma": of two chosen at random the one with the lower expected latency. "consistent-hash": the same one for
+	// the same key, as long as it is there. Built-in default: "p2c-ewma".
+	Policy string `json:"policy,omitempty"`
+
+	// The key of consistent-hash.
+	Hash *HashKey `json:"hash,omitempty"`
+
+	// A new workload's share rises over this time. Built-in default: none.
+	Warmup Duration `json:"warmup,omitempty"`
+}
+
+// HashKey is what a request is hashed by; exactly one field is set.
+type HashKey struct {
+	Header string `json:"header,omitempty"`
+
+	Cookie string `json:"cookie,omitempty"`
+
+	// The caller's address.
+	Source bool `json:"source,omitempty"`
+}
+
+// Breaker is when callers stop using a workload that fails.
+type Breaker struct {
+	// Failures in a row. Built-in default: 7.
+	Consecutive *int64 `json:"consecutive,omitempty"`
+
+	// The share of successes, in percent, under which a workload is left alone. Built-in default: off.
+	SuccessRate *float64 `json:"successRate,omitempty"`
+
+	// Over which time the share is taken. Built-in default: 10s.
+	Window Duration `json:"window,omitempty"`
+
+	// Fewer requests than this in the window judge nothing. Built-in default: 5.
+	MinRequests *int64 `json:"minRequests,omitempty"`
+
+	// How long it is left alone: min at first, doubled each time, at most max. Built-in default: 1s to 60s.
+	Penalty *Backoff `json:"penalty,omitempty"`
+
+	// The share of a service's workloads that are kept in any case, in percent. Built-in default: 50.
+	EjectionFloor *float64 `json:"ejectionFloor,omitempty"`
+}
+
+// Limits is how much is taken at once; what comes beyond is refused with 503.
+type Limits struct {
+	// Connections to one sidecar. Built-in default: any number.
+	Connections *int64 `json:"connections,omitempty"`
+
+	// Requests in flight in one sidecar. Built-in default: any number.
+	Requests *int64 `json:"requests,omitempty"`
+
+	// Requests of one caller that wait for a connection. Built-in default: 10000.
+	Pending *int64 `json:"pending,omitempty"`
+}
+
+// RateLimit is how many requests each sidecar of a service takes in a time (GCRA, a second of burst); what comes beyond
+// is refused with 429.
+type RateLimit struct {
+	// Requests a second, of all callers together.
+	Total *int64 `json:"total,omitempty"`
+
+	// Requests a second of each identity.
+	PerIdentity *int64 `json:"perIdentity,omitempty"`
+
+	// Other numbers for some callers.
+	Overrides []RateOverride `json:"overrides,omitempty"`
+}
+
+// RateOverride is another limit for each of some callers.
+type RateOverride struct {
+	From []From `json:"from"`
+
+	RequestsPerSecond int64 `json:"requestsPerSecond"`
+}
+
+// From is one kind of caller; exactly one field is set.
+type From struct {
+	// A service of the mesh, "namespace/name": its identities.
+	Service ServiceName `json:"service,omitempty"`
+
+	// Every identity of a namespace: spiffe://<trust domain>/ns/<namespace>/… and those that its services declare.
+	Namespace Label `json:"namespace,omitempty"`
+
+	// One exact SPIFFE ID of the mesh's trust domain.
+	Identity SpiffeID `json:"identity,omitempty"`
+
+	// All SPIFFE IDs that begin so; ends with "/".
+	IdentityPrefix string `json:"identityPrefix,omitempty"`
+
+	// All SPIFFE IDs of the mesh's trust domain whose path ends so; begins with "/".
+	IdentitySuffix string `json:"identitySuffix,omitempty"`
+
+	// Any caller with a proven identity.
+	Authenticated bool `json:"authenticated,omitempty"`
+
+	// Any caller at all. Where callers come in plaintext, the port says mtls: "permissive" too.
+	Unauthenticated bool `json:"unauthenticated,omitempty"`
+}
+
+// ServiceName is "namespace/name".
+type ServiceName string
+
+// Label is a DNS label (RFC 1123): lower-case letters, digits and -.
+type Label string
+
+// SpiffeID is spiffe://trust-domain/path.
+type SpiffeID string
+
+// EgressPolicy decides about destinations outside the mesh that no egress entry names.
+type EgressPolicy string
 
 // Mandates hold for every service but those exempted by name.
 type Mandates struct {
@@ -63,97 +294,212 @@ type Mandates struct {
 	// "deny": no port may let through what no rule allows.
 	InboundPolicy string `json:"inboundPolicy,omitempty"`
 
+	// "deny": no namespace may let its workloads reach what no egress entry names.
+	EgressPolicy string `json:"egressPolicy,omitempty"`
+
 	// No HTTP route may take longer than this, nor have no timeout at all.
 	MaxTimeout Duration `json:"maxTimeout,omitempty"`
+
+	// No route may try more often than this beyond the first.
+	MaxRetries *int64 `json:"maxRetries,omitempty"`
 
 	// Services, "namespace/name", that the mandates do not bind.
 	Exempt []ServiceName `json:"exempt,omitempty"`
 }
 
-// ServiceName is "namespace/name".
-type ServiceName string
+// CIDR is a range of addresses, as in "10.0.0.0/8" or "2001:db8::/32".
+type CIDR string
+
+// PortNumber is a TCP port.
+type PortNumber int64
+
+// SkipPorts are ports whose connections go past the sidecar.
+type SkipPorts struct {
+	Inbound []PortNumber `json:"inbound,omitempty"`
+
+	Outbound []PortNumber `json:"outbound,omitempty"`
+}
+
+// Telemetry is what sidecars report.
+type Telemetry struct {
+	// Labels of metrics beyond the fixed ones. Default: none.
+	Labels []string `json:"labels,omitempty"`
+
+	// The most series of one metric that a sidecar keeps; what comes beyond them is counted in one overflow series.
+	// Default: 2000.
+	MaxSeries int64 `json:"maxSeries,omitempty"`
+
+	// The share of requests whose traces are kept where no caller has decided, in percent. Default: 0.
+	Tracing *float64 `json:"tracing,omitempty"`
+
+	// Default: "off".
+	AccessLog string `json:"accessLog,omitempty"`
+}
+
+// Rollout is how a release reaches the sidecars.
+type Rollout struct {
+	// "all" at once, or "staged": by the steps below, each a cohort of services. Default: "all".
+	Strategy string `json:"strategy,omitempty"`
+
+	// Shares of the services, in percent, rising to 100.
+	Steps []float64 `json:"steps,omitempty"`
+
+	// How long a step is watched before the next one begins. Default: 1m.
+	Pause Duration `json:"pause,omitempty"`
+
+	// What stops a rollout by itself.
+	Halt *Halt `json:"halt,omitempty"`
+}
+
+// Halt is what stops a rollout by itself. Only denials that the plan did not predict count.
+type Halt struct {
+	// Sidecars that refuse the release. Default: 1.
+	Nacks int64 `json:"nacks,omitempty"`
+
+	// The rise of the share of denied requests, in percent. Default: 0.5.
+	Denials *float64 `json:"denials,omitempty"`
+
+	// The fall of the success rate, in percent. Default: 0.2.
+	Failures *float64 `json:"failures,omitempty"`
+}
+
+// Source is somebody else who may write policy: another repository, or a directory of this one that another team owns.
+// Exactly one of repository and directory is set.
+type Source struct {
+	// A Git URL.
+	Repository string `json:"repository,omitempty"`
+
+	// The branch. Default: main.
+	Ref string `json:"ref,omitempty"`
+
+	// A directory at the top of this repository, laid out as the repository itself: <directory>/services/<namespace>/….
+	Directory string `json:"directory,omitempty"`
+
+	// The namespaces that it may write; a name, or the beginning of names followed by "*".
+	Namespaces []string `json:"namespaces"`
+
+	// What it may write there. Default: services, workloads, groups, egress and defaults.
+	Kinds []string `json:"kinds,omitempty"`
+}
+
+// JWTIssuer is who signs JSON Web Tokens (RFC 7519) and how to check them. Exactly one of jwks and jwksURL is set.
+type JWTIssuer struct {
+	// The iss claim, exactly.
+	Issuer string `json:"issuer"`
+
+	// Of the aud claim, one must be here.
+	Audiences []string `json:"audiences"`
+
+	// The issuer's keys, a JSON Web Key Set (RFC 7517) as text.
+	Jwks string `json:"jwks,omitempty"`
+
+	// Where the issuer publishes them; fetched by the reconciler, so that a release names their digest.
+	JwksURL string `json:"jwksURL,omitempty"`
+
+	// The header with the token, after "Bearer ". Default: "authorization".
+	Header string `json:"header,omitempty"`
+}
+
+// Invariant is what must hold of every commit; exactly one of never, always and only is set. It is proved over all
+// requests, by the routes and rules together.
+type Invariant struct {
+	// No call from here to there is allowed.
+	Never *Flow `json:"never,omitempty"`
+
+	// "mtls": every connection inside the mesh is mutually authenticated; no port of `to` (default: the whole mesh) lets a
+	// caller in that proves no identity.
+	Always string `json:"always,omitempty"`
+
+	// The services that always is about.
+	To *Target `json:"to,omitempty"`
+
+	// Nobody but these callers is allowed there.
+	Only *Flow `json:"only,omitempty"`
+}
+
+// Flow is a set of calls.
+type Flow struct {
+	// Callers: all that is set must hold.
+	From Caller `json:"from"`
+
+	// Destinations: all that is set must hold.
+	To Target `json:"to"`
+}
+
+// Caller is a set of callers; exactly one field is set.
+type Caller struct {
+	Namespace Label `json:"namespace,omitempty"`
+
+	Service ServiceName `json:"service,omitempty"`
+
+	// Several of them.
+	Services []ServiceName `json:"services,omitempty"`
+
+	Identity SpiffeID `json:"identity,omitempty"`
+
+	Authenticated bool `json:"authenticated,omitempty"`
+
+	// Those that prove no identity.
+	Unauthenticated bool `json:"unauthenticated,omitempty"`
+
+	// Everybody.
+	Anyone bool `json:"anyone,omitempty"`
+}
+
+// Target is a set of requests to services. Exactly one of namespace, service and services is set.
+type Target struct {
+	Namespace Label `json:"namespace,omitempty"`
+
+	Service ServiceName `json:"service,omitempty"`
+
+	Services []ServiceName `json:"services,omitempty"`
+
+	// Names of ports. Default: all.
+	Ports []string `json:"ports,omitempty"`
+
+	// Default: every request.
+	Methods []Method `json:"methods,omitempty"`
+
+	// Default: every path.
+	Paths []RulePath `json:"paths,omitempty"`
+}
+
+// Method is an HTTP method.
+type Method string
+
+// RulePath matches the path of a request without its query; exactly one field is set. Rules take no regular
+// expressions: what they judge must be decidable before it happens.
+type RulePath struct {
+	Exact Path `json:"exact,omitempty"`
+
+	// By whole elements: /a covers /a and /a/b, not /ab.
+	Prefix Path `json:"prefix,omitempty"`
+
+	// A path with names in braces, each standing for one element: "/users/{id}/orders".
+	Template string `json:"template,omitempty"`
+}
+
+// Path starts with "/" and is canonical.
+type Path string
 
 // Namespace has what holds in one namespace.
 type Namespace struct {
 	// What services of the namespace get that do not say otherwise.
 	Defaults *Defaults `json:"defaults,omitempty"`
+
+	// How workloads of this namespace call services of others: consumer routes (Gateway API: a route in another
+	// namespace than its parent Service). They replace the service's own routes for callers of this namespace, and
+	// change nothing of what the service allows.
+	Calls map[string]Calls `json:"calls,omitempty"`
 }
 
-// Service says everything about one service: who it is, what it offers, who may call it, where requests go.
-type Service struct {
-	// Ports by name.
-	Ports map[string]Port `json:"ports"`
-
-	// The SPIFFE IDs of its workloads. Default: spiffe://<trust domain>/ns/<namespace>/sa/<name>.
-	Identities []SpiffeID `json:"identities,omitempty"`
-
-	// Who may call. As soon as a port has one allow rule, what no allow rule matches is denied there.
-	Allow map[string]Rule `json:"allow,omitempty"`
-
-	// Who may not call. Deny beats allow.
-	Deny map[string]Rule `json:"deny,omitempty"`
-
-	// HTTP routes by name, applied by the service's callers (Gateway API HTTPRoute with the service as parent).
-	// A request goes where the most specific match sends it; a request that no route matches gets 404; a port without
-	// routes sends everything to the service itself.
+// Calls is how one namespace calls a service of another one.
+type Calls struct {
+	// As in a service.
 	HttpRoutes map[string]HTTPRoute `json:"httpRoutes,omitempty"`
 
-	// Defaults of this service.
-	Defaults *Defaults `json:"defaults,omitempty"`
-}
-
-// Port is a port that callers know.
-type Port struct {
-	// The number that callers use.
-	Port int64 `json:"port"`
-
-	// What it speaks. Default: "detect".
-	Protocol Protocol `json:"protocol,omitempty"`
-
-	// Whether it takes plaintext beside mTLS. Default: the service's, the namespace's, the mesh's, "strict".
-	Mtls MTLS `json:"mtls,omitempty"`
-
-	// What decides where no rule matches and the port has no allow rule. Default: as for mtls, then "deny".
-	InboundPolicy InboundPolicy `json:"inboundPolicy,omitempty"`
-}
-
-// Protocol is what a port speaks. The sidecar does not carry http2, grpc and tls yet: they are refused.
-type Protocol string
-
-// SpiffeID is spiffe://trust-domain/path.
-type SpiffeID string
-
-// Rule matches callers. All that is set must hold.
-type Rule struct {
-	// Callers; one of them must match.
-	From []From `json:"from"`
-
-	// Names of the service's ports. Default: all.
-	Ports []string `json:"ports,omitempty"`
-
-	// Names of the service's HTTP routes; the request must be matched by one. Default: every request.
-	Routes []string `json:"routes,omitempty"`
-
-	// RFC 3339 time after which the rule is gone. The sidecar does not enforce this yet: it is refused.
-	Until string `json:"until,omitempty"`
-
-	// false: the rule only observes. The sidecar does not enforce this yet: it is refused.
-	Enforce *bool `json:"enforce,omitempty"`
-}
-
-// From is one kind of caller; exactly one field is set.
-type From struct {
-	// A service of the mesh, "namespace/name": its identities.
-	Service ServiceName `json:"service,omitempty"`
-
-	// One exact SPIFFE ID of the mesh's trust domain.
-	Identity SpiffeID `json:"identity,omitempty"`
-
-	// Any caller with a proven identity.
-	Authenticated bool `json:"authenticated,omitempty"`
-
-	// Any caller at all. Where callers come in plaintext, the port says mtls: "permissive" too.
-	Unauthenticated bool `json:"unauthenticated,omitempty"`
+	// As in a service.
+	GrpcRoutes map[string]GRPCRoute `json:"grpcRoutes,omitempty"`
 }
 
 // HTTPRoute sends matching requests to backends.
@@ -170,11 +516,23 @@ type HTTPRoute struct {
 	// The longest a request may take. Default: the service's, the namespace's, the mesh's, none.
 	Timeout Duration `json:"timeout,omitempty"`
 
-	// Tries beyond the first. The sidecar does not enforce this yet: it is refused.
+	// The longest a response may take from the end of the request. Default: as for timeout.
+	ResponseTimeout Duration `json:"responseTimeout,omitempty"`
+
+	// The longest both sides may be silent. Default: as for timeout.
+	IdleTimeout Duration `json:"idleTimeout,omitempty"`
+
+	// How failed requests are tried again. Default: as for timeout; each field on its own.
 	Retry *Retry `json:"retry,omitempty"`
 
-	// Changes to requests and responses. The sidecar does not enforce this yet: it is refused.
-	Filters []HTTPFilter `json:"filters,omitempty"`
+	// Changes to requests and responses, in this order.
+	Filters []Filter `json:"filters,omitempty"`
+
+	// How many of the route's requests the service takes in a time, besides its own limit.
+	RateLimit *RateLimit `json:"rateLimit,omitempty"`
+
+	// When callers stop using a workload for this route.
+	Breaker *Breaker `json:"breaker,omitempty"`
 }
 
 // HTTPMatch is one conjunction of conditions.
@@ -186,6 +544,9 @@ type HTTPMatch struct {
 
 	// Headers by name; repeated lines are joined by "," first.
 	Headers map[string]HeaderMatch `json:"headers,omitempty"`
+
+	// Parameters of the query by name; of a repeated one the first counts.
+	Query map[string]HeaderMatch `json:"query,omitempty"`
 }
 
 // PathMatch matches the path without its query; exactly one field is set.
@@ -194,21 +555,15 @@ type PathMatch struct {
 
 	Prefix Path `json:"prefix,omitempty"`
 
-	// An RE2 expression. The sidecar does not enforce this yet: it is refused.
+	// An RE2 expression over the whole path. The plan cannot look inside one.
 	Regex string `json:"regex,omitempty"`
 }
 
-// Path starts with "/" and is canonical.
-type Path string
-
-// Method is an HTTP method.
-type Method string
-
-// HeaderMatch matches one header's value; exactly one field is set.
+// HeaderMatch matches the value of a header or query parameter; exactly one field is set.
 type HeaderMatch struct {
 	Exact string `json:"exact,omitempty"`
 
-	// An RE2 expression. The sidecar does not enforce this yet: it is refused.
+	// An RE2 expression over the whole value.
 	Regex string `json:"regex,omitempty"`
 }
 
@@ -217,34 +572,320 @@ type Backend struct {
 	// "namespace/name".
 	Service ServiceName `json:"service"`
 
-	// The name of the backend's port. Default: the one named as the route's port, else its only HTTP port.
+	// The name of the backend's port. Default: the one named as the route's port, else its only one that fits.
 	Port string `json:"port,omitempty"`
 
 	// Share of the requests, in percent; required where there is more than one backend.
 	Weight *int64 `json:"weight,omitempty"`
+
+	// Changes to the requests of this backend, after the route's own.
+	Filters []Filter `json:"filters,omitempty"`
 }
 
-// Retry is how failed requests are tried again.
-type Retry struct {
-	Retries int64 `json:"retries,omitempty"`
+// Filter changes requests or responses; exactly one field is set.
+type Filter struct {
+	RequestHeaders *HeaderEdit `json:"requestHeaders,omitempty"`
 
-	On []string `json:"on,omitempty"`
+	ResponseHeaders *HeaderEdit `json:"responseHeaders,omitempty"`
+
+	Redirect *Redirect `json:"redirect,omitempty"`
+
+	Rewrite *Rewrite `json:"rewrite,omitempty"`
+
+	Mirror *Mirror `json:"mirror,omitempty"`
+
+	Cors *CORS `json:"cors,omitempty"`
+
+	Respond *DirectResponse `json:"respond,omitempty"`
+
+	Fault *Fault `json:"fault,omitempty"`
 }
 
-// HTTPFilter changes requests or responses on a route.
-type HTTPFilter struct {
-	RequestHeaders map[string]string `json:"requestHeaders,omitempty"`
+// HeaderEdit changes headers: remove, then set, then add.
+type HeaderEdit struct {
+	Set map[string]string `json:"set,omitempty"`
 
-	ResponseHeaders map[string]string `json:"responseHeaders,omitempty"`
+	Add map[string]string `json:"add,omitempty"`
 
-	Redirect string `json:"redirect,omitempty"`
-
-	Rewrite string `json:"rewrite,omitempty"`
-
-	Mirror ServiceName `json:"mirror,omitempty"`
+	Remove []string `json:"remove,omitempty"`
 }
 
-// Workload is a place where a service runs behind a sidecar, on a host that no orchestrator knows.
+// Redirect answers with a redirection.
+type Redirect struct {
+	Scheme string `json:"scheme,omitempty"`
+
+	Host Hostname `json:"host,omitempty"`
+
+	Port PortNumber `json:"port,omitempty"`
+
+	Path *PathEdit `json:"path,omitempty"`
+
+	// Default: 302.
+	Status int64 `json:"status,omitempty"`
+}
+
+// Hostname is a DNS name, or "*." and one.
+type Hostname string
+
+// PathEdit replaces a path; exactly one field is set.
+type PathEdit struct {
+	// The whole path.
+	Full Path `json:"full,omitempty"`
+
+	// The prefix that the route's match names.
+	Prefix Path `json:"prefix,omitempty"`
+}
+
+// Rewrite changes the request on its way to the backend.
+type Rewrite struct {
+	Host Hostname `json:"host,omitempty"`
+
+	Path *PathEdit `json:"path,omitempty"`
+}
+
+// Mirror sends a copy of a request elsewhere and drops the answer.
+type Mirror struct {
+	Service ServiceName `json:"service"`
+
+	Port string `json:"port,omitempty"`
+
+	// Share of the requests. Default: 100.
+	Percent *float64 `json:"percent,omitempty"`
+}
+
+// CORS answers browsers that ask whether another site may call (Fetch standard, 3.2).
+type CORS struct {
+	// Origins, as in "https://shop.example"; "*" alone for all.
+	AllowOrigins []string `json:"allowOrigins"`
+
+	AllowMethods []Method `json:"allowMethods,omitempty"`
+
+	AllowHeaders []string `json:"allowHeaders,omitempty"`
+
+	ExposeHeaders []string `json:"exposeHeaders,omitempty"`
+
+	AllowCredentials bool `json:"allowCredentials,omitempty"`
+
+	// Default: 5s.
+	MaxAge Duration `json:"maxAge,omitempty"`
+}
+
+// DirectResponse answers in place of the service.
+type DirectResponse struct {
+	Status int64 `json:"status"`
+
+	// At most 4096 bytes.
+	Body string `json:"body,omitempty"`
+}
+
+// Fault makes requests fail or wait, for tests of resilience.
+type Fault struct {
+	Delay *FaultDelay `json:"delay,omitempty"`
+
+	Abort *FaultAbort `json:"abort,omitempty"`
+}
+
+// FaultDelay makes a share of the requests wait.
+type FaultDelay struct {
+	Duration Duration `json:"duration"`
+
+	Percent float64 `json:"percent"`
+}
+
+// FaultAbort makes a share of the requests fail.
+type FaultAbort struct {
+	Status int64 `json:"status"`
+
+	Percent float64 `json:"percent"`
+}
+
+// GRPCRoute sends matching calls to backends.
+type GRPCRoute struct {
+	// The name of the service's port. Default: the only port that speaks gRPC or HTTP/2.
+	Port string `json:"port,omitempty"`
+
+	// Conditions; one must hold. Default: every call.
+	Match []GRPCMatch `json:"match,omitempty"`
+
+	// As in an HTTP route.
+	Backends []Backend `json:"backends,omitempty"`
+
+	Timeout Duration `json:"timeout,omitempty"`
+
+	ResponseTimeout Duration `json:"responseTimeout,omitempty"`
+
+	IdleTimeout Duration `json:"idleTimeout,omitempty"`
+
+	Retry *Retry `json:"retry,omitempty"`
+
+	Filters []Filter `json:"filters,omitempty"`
+
+	RateLimit *RateLimit `json:"rateLimit,omitempty"`
+
+	Breaker *Breaker `json:"breaker,omitempty"`
+}
+
+// GRPCMatch is one conjunction of conditions.
+type GRPCMatch struct {
+	// The full name of a gRPC service, as in "shop.v1.Orders".
+	Service string `json:"service,omitempty"`
+
+	// A method of it.
+	Method string `json:"method,omitempty"`
+
+	// Metadata by name.
+	Headers map[string]HeaderMatch `json:"headers,omitempty"`
+}
+
+// Service says everything about one service: who it is, what it offers, who may call it, where requests go.
+type Service struct {
+	// Ports by name.
+	Ports map[string]Port `json:"ports"`
+
+	// The SPIFFE IDs of its workloads. Default: spiffe://<trust domain>/ns/<namespace>/sa/<name>.
+	Identities []SpiffeID `json:"identities,omitempty"`
+
+	// The labels of the pods and workloads that it runs in. Default: those workloads and groups that name it.
+	Selector map[string]string `json:"selector,omitempty"`
+
+	// Who may call. As soon as a port has one allow rule, what no allow rule matches is denied there.
+	Allow map[string]Rule `json:"allow,omitempty"`
+
+	// Who may not call. Deny beats allow.
+	Deny map[string]Rule `json:"deny,omitempty"`
+
+	// What is only recorded: a rule here never changes what is let in.
+	Audit map[string]Rule `json:"audit,omitempty"`
+
+	// HTTP routes by name, applied by the service's callers (Gateway API HTTPRoute with the service as parent).
+	// A request goes where the most specific match sends it; a request that no route matches gets 404; a port without
+	// routes sends everything to the service itself.
+	HttpRoutes map[string]HTTPRoute `json:"httpRoutes,omitempty"`
+
+	// gRPC routes by name (Gateway API GRPCRoute).
+	GrpcRoutes map[string]GRPCRoute `json:"grpcRoutes,omitempty"`
+
+	// TLS routes by name, for ports that speak tls: connections go by the name that the client asks for (Gateway API
+	// TLSRoute).
+	TlsRoutes map[string]TLSRoute `json:"tlsRoutes,omitempty"`
+
+	// TCP routes by name, at most one for a port (Gateway API TCPRoute).
+	TcpRoutes map[string]TCPRoute `json:"tcpRoutes,omitempty"`
+
+	// Defaults of this service.
+	Defaults *Defaults `json:"defaults,omitempty"`
+}
+
+// Port is a port that callers know.
+type Port struct {
+	// The number that callers use.
+	Port PortNumber `json:"port"`
+
+	// What it speaks. Default: the service's, the namespace's, the mesh's, "detect".
+	Protocol Protocol `json:"protocol,omitempty"`
+
+	// Whether it takes plaintext beside mTLS. Default: the service's, the namespace's, the mesh's, "strict".
+	Mtls MTLS `json:"mtls,omitempty"`
+
+	// What decides where no rule matches and the port has no allow rule. Default: as for mtls, then "deny".
+	InboundPolicy InboundPolicy `json:"inboundPolicy,omitempty"`
+
+	// How many requests the port takes in a time. Default: as for mtls, then any number.
+	RateLimit *RateLimit `json:"rateLimit,omitempty"`
+}
+
+// Rule matches calls. All that is set must hold; of a list, one element.
+type Rule struct {
+	// Callers; one of them must match.
+	From []From `json:"from"`
+
+	// Networks that the caller's address is in, besides. Default: any.
+	Networks []Network `json:"networks,omitempty"`
+
+	// Names of the service's ports. Default: all.
+	Ports []string `json:"ports,omitempty"`
+
+	// Names of the service's HTTP and gRPC routes; the request must be matched by one. Default: every request.
+	Routes []string `json:"routes,omitempty"`
+
+	// Methods of the request. Default: any.
+	Methods []Method `json:"methods,omitempty"`
+
+	// Paths of the request. Default: any.
+	Paths []RulePath `json:"paths,omitempty"`
+
+	// Headers of the request, by name.
+	Headers map[string]HeaderValue `json:"headers,omitempty"`
+
+	// Names that the client asked for in the TLS handshake, on ports that speak tls: a host name, or "*." and one.
+	Sni []string `json:"sni,omitempty"`
+
+	// A token that the request carries.
+	Jwt *JWTMatch `json:"jwt,omitempty"`
+
+	// RFC 3339 time after which the rule is gone. The plan says what changes then.
+	Until string `json:"until,omitempty"`
+
+	// false: the rule only observes, and never changes what is let in.
+	Enforce *bool `json:"enforce,omitempty"`
+}
+
+// Network is a range of addresses.
+type Network struct {
+	// As in "10.0.0.0/8".
+	Cidr CIDR `json:"cidr"`
+
+	// Ranges inside it that are left out.
+	Except []CIDR `json:"except,omitempty"`
+}
+
+// HeaderValue is what a rule asks of a header; exactly one field is set. Repeated lines are joined by "," first.
+type HeaderValue struct {
+	Exact string `json:"exact,omitempty"`
+
+	// One of these.
+	OneOf []string `json:"oneOf,omitempty"`
+
+	// The header is there, whatever it says.
+	Present bool `json:"present,omitempty"`
+}
+
+// JWTMatch is a token that the request must carry: valid, of the issuer, with all claims.
+type JWTMatch struct {
+	// The name of one of the mesh's jwtIssuers.
+	Issuer string `json:"issuer"`
+
+	// Claims by name, nested ones as "a.b"; of the values listed, the token's claim (or an element of it, if it is a
+	// list) must be one.
+	Claims map[string][]string `json:"claims,omitempty"`
+}
+
+// TLSRoute sends connections to backends by the server name that the client asks for (SNI, RFC 6066).
+type TLSRoute struct {
+	// The name of the service's port. Default: the only port that speaks tls.
+	Port string `json:"port,omitempty"`
+
+	// Host names, or "*." and one. Default: every name, and none.
+	Hostnames []Hostname `json:"hostnames,omitempty"`
+
+	// As in an HTTP route, by connection.
+	Backends []Backend `json:"backends"`
+}
+
+// TCPRoute sends the connections of a port to backends.
+type TCPRoute struct {
+	// The name of the service's port. Default: the only port that speaks tcp or opaque.
+	Port string `json:"port,omitempty"`
+
+	// As in an HTTP route, by connection.
+	Backends []Backend `json:"backends"`
+
+	// The longest both sides may be silent. Default: none.
+	IdleTimeout Duration `json:"idleTimeout,omitempty"`
+}
+
+// Workload is a place where a service runs behind a sidecar, on a host that no orchestrator knows (Linkerd's
+// ExternalWorkload).
 type Workload struct {
 	// "name", of the same namespace.
 	Service string `json:"service"`
@@ -253,8 +894,95 @@ type Workload struct {
 	Address string `json:"address,omitempty"`
 
 	// Port of the sidecar's inbound mesh listener on that address. Default: 4143.
-	Port int64 `json:"port,omitempty"`
+	Port PortNumber `json:"port,omitempty"`
 
 	// Its SPIFFE ID, one of the service's. Default: the service's only one.
 	Identity SpiffeID `json:"identity,omitempty"`
+
+	// For services' selectors.
+	Labels map[string]string `json:"labels,omitempty"`
+
+	// Its share against the others', relative. Default: 100.
+	Weight *int64 `json:"weight,omitempty"`
+
+	// Where it is, for preferring what is near.
+	Zone string `json:"zone,omitempty"`
 }
+
+// WorkloadGroup is a set of workloads that come and go, each enrolled by a token of the group.
+type WorkloadGroup struct {
+	// "name", of the same namespace.
+	Service string `json:"service"`
+
+	// As in a workload.
+	Identity SpiffeID `json:"identity,omitempty"`
+
+	Labels map[string]string `json:"labels,omitempty"`
+
+	Zone string `json:"zone,omitempty"`
+
+	// The most members at a time.
+	Max int64 `json:"max"`
+}
+
+// Egress is a destination outside the mesh. One of hosts and networks is set, or both.
+type Egress struct {
+	// Host names, or "*." and one for all names under it.
+	Hosts []Hostname `json:"hosts,omitempty"`
+
+	// Ranges of addresses.
+	Networks []Network `json:"networks,omitempty"`
+
+	// Port numbers. Default: 443.
+	Ports []PortNumber `json:"ports,omitempty"`
+
+	// Default: "allow".
+	Action string `json:"action,omitempty"`
+
+	// Services of the namespace that it is about. Default: all of them.
+	Services []string `json:"services,omitempty"`
+
+	// What is spoken there. Default: "tls" on port 443, else "detect".
+	Protocol Protocol `json:"protocol,omitempty"`
+
+	// true: the application speaks plaintext and the sidecar makes it TLS, checked by the system's roots.
+	OriginateTLS bool `json:"originateTLS,omitempty"`
+}
+
+// Test is an expectation about one call. It holds for every environment.
+type Test struct {
+	// A service ("namespace/name"), a SPIFFE ID, or "-" for a caller that proves no identity.
+	From string `json:"from"`
+
+	// "namespace/name", or "namespace/name:port" by the port's name or number.
+	To string `json:"to"`
+
+	// Leave method and path out to ask about a connection.
+	Method Method `json:"method,omitempty"`
+
+	Path Path `json:"path,omitempty"`
+
+	Query map[string]string `json:"query,omitempty"`
+
+	Headers map[string]string `json:"headers,omitempty"`
+
+	// Claims of a valid token, by the issuer's name in mesh.jwtIssuers.
+	Jwt map[string]map[string][]string `json:"jwt,omitempty"`
+
+	// The caller's address. Default: one outside every network that rules name.
+	Address string `json:"address,omitempty"`
+
+	// RFC 3339 time at which it is asked. Default: now.
+	At string `json:"at,omitempty"`
+
+	Expect string `json:"expect"`
+
+	// The name of the route that must take the request.
+	Route string `json:"route,omitempty"`
+
+	// The services that may get it, all of them.
+	Backends []ServiceName `json:"backends,omitempty"`
+}
+
+// Percent is a share in percent, fractions allowed.
+type Percent float64
