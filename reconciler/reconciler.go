@@ -594,7 +594,7 @@ func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit)
 	if err != nil {
 		return none, nil, err
 	}
-	if findings = append(findings, found...); len(findings) == 0 {
+	if findings = append(findings, found...); len(findings.Errors()) == 0 {
 		r.advance(tip, Valid)
 	}
 	if doc == nil {
@@ -603,8 +603,8 @@ func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit)
 		}
 		return none, findings, nil
 	}
-	m, origins, found := compile.Compile(doc)
-	if findings = append(findings, found...); len(findings) > 0 {
+	m, origins, found := compile.Compile(doc, compile.Options{})
+	if findings = append(findings, found...).Errors(); len(findings) > 0 {
 		return none, findings, nil
 	}
 	return release.Candidate{

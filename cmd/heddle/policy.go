@@ -62,7 +62,7 @@ func (c *cli) check(ctx context.Context, dir, env string) error {
 	findings = append(findings, found...)
 	var m *mesh.Mesh
 	if doc != nil {
-		m, _, found = compile.Compile(doc)
+		m, _, found = compile.Compile(doc, compile.Options{})
 		findings = append(findings, found...)
 	}
 	findings = findings.Sorted()

@@ -30,6 +30,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
@@ -37,11 +38,21 @@ import (
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
-// Compile compiles a document for the sidecar of this source tree. It returns either a mesh with its origins and no
-// findings, or all findings, sorted, and neither: nothing half compiled can be published. A document with unread
+// Options say for what to compile. The zero Options are what the reconciler publishes by.
+type Options struct {
+	// ProxyVersion is the version of heddle-proxy whose enforcement the gate judges by; empty is this source tree's, and
+	// "any" leaves the gate out: see mesh.EnforcedBy.
+	ProxyVersion string
+	// Now is when the check is made, for warnings about rules that end; the zero time makes none. It changes nothing
+	// else: the same document always compiles to the same mesh.
+	Now time.Time
+}
+
+// Compile compiles a document. It returns a mesh with its origins and at most warnings, or all findings, sorted, and
+// neither: nothing half compiled can be published. A document with unread
 // namespaces never makes a mesh, even where it has no findings of its own; references into those namespaces are not
 // judged. doc is not written, and what is returned shares no memory with it that anybody writes.
-func Compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag.List) {
+func Compile(doc *v1alpha1.Document, opts Options) (*mesh.Mesh, mesh.Origins, diag.List) {
 	return thisSidecar.compile(doc)
 }
 
@@ -92,7 +103,7 @@ func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag
 	m.Workloads = c.compileWorkloads()
 	c.checkMandates(services)
 
-	if len(c.findings) > 0 || len(doc.Unread) > 0 {
+	if len(c.findings.Errors()) > 0 || len(doc.Unread) > 0 {
 		return nil, nil, c.findings.Sorted()
 	}
 	if len(services) > 0 {
@@ -102,7 +113,7 @@ func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag
 		m.Inbound = append(m.Inbound, s.in)
 		m.Outbound = append(m.Outbound, s.out)
 	}
-	return m, c.origins, nil
+	return m, c.origins, c.findings.Sorted()
 }
 
 // settings compiles what holds for the mesh as a whole and returns the mesh's defaults.

@@ -163,7 +163,7 @@ func TestEveryField(t *testing.T) {
 // outcome is all that is seen of a compilation: the mesh, or the findings.
 func outcome(t *testing.T, files map[string]string) string {
 	t.Helper()
-	m, _, findings := Compile(parse(t, files))
+	m, _, findings := Compile(parse(t, files), Options{})
 	if len(findings) > 0 {
 		return findings.Error()
 	}
@@ -215,7 +215,7 @@ func TestEveryValue(t *testing.T) {
 			t.Errorf("#%s has only %s", c.typ, values)
 		}
 		for _, v := range values {
-			_, _, findings := Compile(parse(t, map[string]string{"0.cue": base, "1.cue": c.set + v}))
+			_, _, findings := Compile(parse(t, map[string]string{"0.cue": base, "1.cue": c.set + v}), Options{})
 			for _, f := range findings {
 				if f.ID != diag.NotEnforced {
 					t.Errorf("%s%s: %s", c.set, v, f)
@@ -241,7 +241,7 @@ func TestEnforcedTable(t *testing.T) {
 			defaults: timeout: "1s"
 			allow: l7: {from: [{authenticated: true}], routes: ["cart"]}
 		}`})
-	if _, _, findings := Compile(doc); len(findings) > 0 {
+	if _, _, findings := Compile(doc, Options{}); len(findings) > 0 {
 		t.Fatal(findings)
 	}
 	for _, cap := range []mesh.Capability{mesh.CapRoute, mesh.CapTimeout, mesh.CapAuthorize, mesh.CapAuthorizeL7, mesh.CapPermissive} {
@@ -295,7 +295,7 @@ func TestHeadersOfSidecars(t *testing.T) {
 		"heddle-client-id": true, "Heddle_Client_Id": true, "X-Forwarded-Client-Cert": true, "Connection": true,
 		"transfer-encoding": true, "upgrade": true, "host": false, "x-tenant": false, "authorization": false,
 	} {
-		_, _, findings := Compile(parse(t, map[string]string{"base.cue": base, "set.cue": addMatch + `headers: "` + name + `": exact: "1"}]}`}))
+		_, _, findings := Compile(parse(t, map[string]string{"base.cue": base, "set.cue": addMatch + `headers: "` + name + `": exact: "1"}]}`}), Options{})
 		if got := len(findings) == 1 && findings[0].ID == diag.WrongValue; got != refused || !refused && len(findings) > 0 {
 			t.Errorf("%s: refused is %v, want %v: %v", name, got, refused, findings)
 		}

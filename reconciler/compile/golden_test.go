@@ -70,7 +70,7 @@ services: shop: web: {
 workloads: broken: w: service: "x"
 `})
 	doc.Unread = []string{"broken"}
-	m, origins, findings := Compile(doc)
+	m, origins, findings := Compile(doc, Options{})
 	var got []string
 	for _, f := range findings {
 		got = append(got, f.Path+" "+f.ID)
@@ -82,13 +82,13 @@ workloads: broken: w: service: "x"
 
 	doc = parse(t, map[string]string{"mesh.cue": `services: shop: web: ports: http: port: 80`})
 	doc.Unread = []string{"broken"}
-	if m, _, findings := Compile(doc); m != nil || len(findings) > 0 {
+	if m, _, findings := Compile(doc, Options{}); m != nil || len(findings) > 0 {
 		t.Errorf("mesh.cue was not read, and nothing else is wrong: %v", findings)
 	}
 }
 
 func golden(t *testing.T, files map[string]string) (out []txtar.File) {
-	m, origins, findings := Compile(parse(t, files))
+	m, origins, findings := Compile(parse(t, files), Options{})
 	if len(findings) > 0 {
 		if m != nil || origins != nil {
 			t.Error("a mesh beside findings")

@@ -126,7 +126,7 @@ type compiled struct {
 
 func mustCompile(t testing.TB, doc *v1alpha1.Document) (c compiled) {
 	t.Helper()
-	m, origins, findings := Compile(doc)
+	m, origins, findings := Compile(doc, Options{})
 	if len(findings) > 0 {
 		t.Fatal(findings)
 	}
@@ -251,12 +251,12 @@ func BenchmarkCompile(b *testing.B) {
 	b.Run("compile", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, _, findings := Compile(doc); len(findings) > 0 {
+			if _, _, findings := Compile(doc, Options{}); len(findings) > 0 {
 				b.Fatal(findings)
 			}
 		}
 	})
-	m, origins, _ := Compile(doc)
+	m, origins, _ := Compile(doc, Options{})
 	b.Run("encode", func(b *testing.B) {
 		b.ReportAllocs()
 		size := 0
@@ -286,7 +286,7 @@ func TestAnyDocument(t *testing.T) {
 		for range 1 + r.IntN(3) {
 			mutate(r, v)
 		}
-		m, origins, findings := Compile(doc)
+		m, origins, findings := Compile(doc, Options{})
 		if (m == nil) == (len(findings) == 0) || (m == nil) != (origins == nil) {
 			t.Fatalf("seed %d: a mesh and %d findings", seed, len(findings))
 		}

@@ -381,7 +381,7 @@ func TestUnread(t *testing.T) {
 		if !slices.Equal(doc.Unread, unread) {
 			t.Errorf("unread %v, want %v", doc.Unread, unread)
 		}
-		_, _, more := compile.Compile(doc)
+		_, _, more := compile.Compile(doc, compile.Options{})
 		if d := cmp.Diff(want, says(append(findings, more...))); d != "" {
 			t.Errorf("findings of both stages (-want +got):\n%s", d)
 		}

@@ -84,7 +84,7 @@ func TestTemplateLoads(t *testing.T) {
 		if pos := doc.Pos("services", "shop", "api", "httpRoutes", "items", "backends", "0", "weight").String(); !strings.HasPrefix(pos, "services/shop/api.cue:") {
 			t.Errorf("env %q: the weight stands at %s", env, pos)
 		}
-		if _, _, findings := compile.Compile(doc); len(findings) > 0 {
+		if _, _, findings := compile.Compile(doc, compile.Options{}); len(findings) > 0 {
 			t.Errorf("env %q: %v", env, findings)
 		}
 	}

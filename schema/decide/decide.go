@@ -5,7 +5,9 @@
 package decide
 
 import (
+	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/heddle-mesh/heddle/schema/mesh"
 )
@@ -21,6 +23,17 @@ type Request struct {
 	Path   string // raw, without the query
 	// Header returns the value of a header by its lower-case name, repeated lines joined by ",". It may be nil.
 	Header func(name string) (string, bool)
+	// Query returns the first value of a parameter of the query, form-decoded. It may be nil.
+	Query func(name string) (string, bool)
+	// Addr is the caller's address; the zero Addr is unknown.
+	Addr netip.Addr
+	// SNI is the name that the client asked for in the TLS handshake, on ports that pass TLS through; empty: none.
+	SNI string
+	// Claim returns the values of a claim in the request's token of an issuer (mesh.JWTIssuer.Name), or false where there
+	// is no valid token or no such claim. The claim "" asks only whether the token is valid. It may be nil.
+	Claim func(issuer, claim string) ([]string, bool)
+	// Now is when the request is judged, for rules that end. The zero time is before every end.
+	Now time.Time
 }
 
 // Verdict is the outcome of an authorization, with what decided it.

@@ -23,6 +23,10 @@ const (
 	ForeignImport = "HDL0110"
 	ForeignAttr   = "HDL0111" // @embed, @extern, @if, @tag but for the one of the environment
 	WrongPackage  = "HDL0112"
+	CaseCollision = "HDL0113" // two names that are one on a disk that folds case
+	NotText       = "HDL0114" // content that is no UTF-8 text
+	Secret        = "HDL0115"
+	UnreadFile    = "HDL0116" // what looks like policy and this version does not read, such as overlays/
 
 	// 02xx: what CUE finds.
 	Syntax       = "HDL0201"
@@ -51,15 +55,41 @@ const (
 	NoCaller         = "HDL0311"
 	BadIdentity      = "HDL0312"
 	DeadRule         = "HDL0313"
+	DeadAllow        = "HDL0314" // an allow rule that deny rules leave nothing; a warning
+	UnsafeRetry      = "HDL0315" // retries where no request may be tried again
+	TryCannotFit     = "HDL0316" // one timeout leaves no room for another
+	NoWeight         = "HDL0317" // weights that sum to 0
+	SelfMirror       = "HDL0318"
+	NobodyCalls      = "HDL0319" // a service that nobody may call; a warning
+	OutsideCaller    = "HDL0320" // a strict port whose declared caller is outside the mesh
+	EgressOverlap    = "HDL0321"
+	Expired          = "HDL0322" // a rule that has ended, or ends soon; a warning
+	BadNetwork       = "HDL0323" // a malformed range, or an exception that is not inside it
+	UnknownIssuer    = "HDL0324"
+	LimitOrder       = "HDL0325" // a narrower limit above a wider one
+	DuplicateEntry   = "HDL0326" // the same caller, path, network … twice in one list
+	BadPattern       = "HDL0327" // a template or regular expression that cannot be read
+	BadFilter        = "HDL0328" // filters that cannot stand together, or there
+	SelectorOverlap  = "HDL0329" // two services select one workload
+	BadTest          = "HDL0330" // an expectation about nothing
+	UnknownWorkload  = "HDL0331"
+	EmptyInvariant   = "HDL0332" // an invariant about nothing
 
 	// 04xx: mandates.
 	MandateMTLS    = "HDL0401"
 	MandatePolicy  = "HDL0402"
 	MandateTimeout = "HDL0403"
 	UnusedExempt   = "HDL0404"
+	MandateEgress  = "HDL0405"
+	MandateRetries = "HDL0406"
 
 	// 05xx: what the sidecar does not enforce.
 	NotEnforced = "HDL0501"
+
+	// 06xx: what a repository says of itself, proved on the compiled mesh.
+	TestFailed         = "HDL0601"
+	InvariantViolated  = "HDL0602"
+	InvariantUndecided = "HDL0603"
 )
 
 // Explain returns the explanation of an ID.

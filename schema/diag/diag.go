@@ -52,10 +52,22 @@ func (p Pos) Compare(q Pos) int {
 	return cmp.Or(cmp.Compare(p.File, q.File), cmp.Compare(p.Line, q.Line), cmp.Compare(p.Column, q.Column))
 }
 
-// Finding is one thing that is wrong in a repository. It rejects the commit that holds it.
+// Severity is what a finding does to the commit that holds it.
+type Severity string
+
+const (
+	// Error rejects the commit. It is the zero Severity, so that forgetting it is safe.
+	Error Severity = ""
+	// Warning is shown and rejects nothing: the policy is enforced as it stands, and is probably not what was meant.
+	Warning Severity = "warning"
+)
+
+// Finding is one thing that is wrong in a repository.
 type Finding struct {
 	// ID is the stable name of the check, HDL and four digits; `heddle help ID` explains it.
 	ID string `json:"id"`
+	// Severity is Error or Warning.
+	Severity Severity `json:"severity,omitempty"`
 	// Path is the policy path that is at fault, such as services.shop.web.httpRoutes.cart.backends; it may be empty.
 	Path string `json:"path,omitempty"`
 	// Message says what is wrong, in one line, lower case, without the position or the path.
@@ -112,6 +124,11 @@ func (f Finding) Advice() string {
 // List is a set of findings. It is an error value, so that a stage may return it as one, but a nil or empty List is
 // success: return [List.Err], never the List itself, where an error is expected.
 type List []Finding
+
+// Errors are those that reject the commit.
+func (l List) Errors() List {
+	return slices.DeleteFunc(slices.Clone(l), func(f Finding) bool { return f.Severity == Warning })
+}
 
 // Add appends a finding.
 func (l *List) Add(f Finding) { *l = append(*l, f) }

@@ -137,12 +137,16 @@ type Chunk struct {
 	Inbound   []Inbound  `json:"inbound,omitempty"`
 	Outbound  []Outbound `json:"outbound,omitempty"`
 	Workloads []Workload `json:"workloads,omitempty"`
+	Groups    []Group    `json:"groups,omitempty"`
+	Egress    *Egress    `json:"egress,omitempty"`
+	// Invariants stand beside the settings.
+	Invariants []Invariant `json:"invariants,omitempty"`
 }
 
 // Chunks splits a mesh by namespace, sorted; the first chunk, of namespace "", holds the settings.
 func (m *Mesh) Chunks() []Chunk {
 	s := m.Settings
-	by := map[string]*Chunk{"": {Settings: &s}}
+	by := map[string]*Chunk{"": {Settings: &s, Invariants: m.Invariants}}
 	at := func(ns string) *Chunk {
 		c := by[ns]
 		if c == nil {
@@ -164,6 +168,14 @@ func (m *Mesh) Chunks() []Chunk {
 		c := at(ns)
 		c.Workloads = append(c.Workloads, v)
 	}
+	for _, v := range m.Groups {
+		ns, _, _ := strings.Cut(v.Name, "/")
+		c := at(ns)
+		c.Groups = append(c.Groups, v)
+	}
+	for i := range m.Egress {
+		at(m.Egress[i].Namespace).Egress = &m.Egress[i]
+	}
 	out := make([]Chunk, 0, len(by))
 	for _, c := range by {
 		out = append(out, *c)
@@ -180,6 +192,11 @@ func Join(chunks []Chunk) (*Mesh, error) {
 		if c.Settings != nil {
 			m.Settings, found = *c.Settings, true
 		}
+		m.Invariants = append(m.Invariants, c.Invariants...)
+		m.Groups = append(m.Groups, c.Groups...)
+		if c.Egress != nil {
+			m.Egress = append(m.Egress, *c.Egress)
+		}
 		m.Inbound = append(m.Inbound, c.Inbound...)
 		m.Outbound = append(m.Outbound, c.Outbound...)
 		m.Workloads = append(m.Workloads, c.Workloads...)
@@ -189,6 +206,8 @@ func Join(chunks []Chunk) (*Mesh, error) {
 	}
 	slices.SortFunc(m.Inbound, func(a, b Inbound) int { return strings.Compare(string(a.Service), string(b.Service)) })
 	slices.SortFunc(m.Outbound, func(a, b Outbound) int { return strings.Compare(string(a.Service), string(b.Service)) })
+	slices.SortFunc(m.Groups, func(a, b Group) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(m.Egress, func(a, b Egress) int { return strings.Compare(a.Namespace, b.Namespace) })
 	slices.SortFunc(m.Workloads, func(a, b Workload) int { return strings.Compare(a.Name, b.Name) })
 	return m, nil
 }
