@@ -6,14 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
-	"github.com/go-git/go-git/v5/plumbing/object"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 )
@@ -113,12 +109,12 @@ func (s *Source) Snapshot(ctx context.Context, commit string) (*Snapshot, diag.L
 	if err != nil {
 		return nil, nil, err
 	}
-	sn, findings, err := s.snapshot(ctx, h)
+	sn, findings, err := s.snapshot(ctx, h, "")
 	if isDamage(err) && !s.Local() {
 		if _, again := s.renew(ctx); again != nil {
 			return nil, nil, fmt.Errorf("%w; cloning it anew failed too: %w", s.about(h, err), again)
 		}
-		sn, findings, err = s.snapshot(ctx, h)
+		sn, findings, err = s.snapshot(ctx, h, "")
 	}
 	if err != nil {
 		return nil, nil, s.about(h, err)
@@ -126,32 +122,41 @@ func (s *Source) Snapshot(ctx context.Context, commit string) (*Snapshot, diag.L
 	return sn, findings, nil
 }
 
-func (s *Source) snapshot(ctx context.Context, h plumbing.Hash) (*Snapshot, diag.List, error) {
+// snapshot reads what a commit holds below subdir, "" for all of it.
+func (s *Source) snapshot(ctx context.Context, h plumbing.Hash, subdir string) (*Snapshot, diag.List, error) {
 	sn := &Snapshot{src: s}
 	var findings diag.List
+	var missing error
 	err := s.read(ctx, func(st *store) error {
 		c, err := st.commit(h)
 		if err != nil {
 			return err
 		}
+		tree, ok, err := st.below(c.tree, subdir)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			missing = fmt.Errorf("%s: %w", subdir, ErrNoDirectory)
+			return nil
+		}
+		if s.rootAt != subdir {
+			s.root = nil // paths in it are relative to another place
+		}
 		w := walker{ctx: ctx, store: st, limits: s.opts.Limits}
-		root, err := w.walk("", c.tree, s.root)
+		root, err := w.walk("", tree, s.root)
 		if errors.Is(err, errTooMany) {
-			root = &dir{hash: c.tree}
-			findings = diag.List{{
-				ID:      diag.TooManyFiles,
-				Message: fmt.Sprintf("the repository holds more than %d files", w.limits.Files),
-				Hint:    "keep policy in a repository of its own, without other code or data",
-			}}
+			root = &dir{hash: tree}
+			findings = diag.List{tooMany(w.limits)}
 			err = nil
 		} else if err == nil {
-			s.root = root
+			s.root, s.rootAt = root, subdir
 			findings = w.judge(root)
 		}
 		sn.Commit, sn.root = c.describe(), root
 		return err
 	})
-	if err != nil {
+	if err = cmp.Or(missing, err); err != nil {
 		return nil, nil, err
 	}
 	sn.Files = make([]File, 0, sn.root.below.files)
@@ -185,9 +190,6 @@ func (d *dir) collect(to *diag.List) {
 // twenty times, are twenty small objects.
 var errTooMany = errors.New("too many files")
 
-// maxPath bounds the length of a path in bytes, and so the depth of the walk. It is Linux's PATH_MAX.
-const maxPath = 4096
-
 type walker struct {
 	ctx    context.Context
 	store  *store
@@ -216,7 +218,7 @@ func (w *walker) walk(path string, h plumbing.Hash, prev *dir) (*dir, error) {
 		}
 	}
 	d := &dir{hash: h, entries: make([]entry, 0, len(tree))}
-	names := make(map[string]bool, len(tree))
+	var names folder
 	for _, t := range tree {
 		own := count{entries: 1}
 		full := t.Name
@@ -224,14 +226,20 @@ func (w *walker) walk(path string, h plumbing.Hash, prev *dir) (*dir, error) {
 			full = path + "/" + t.Name
 		}
 		was, known := before[t.Name]
-		finding := w.refuse(t, full)
+		finding := refuse(t.Name, full)
+		if finding == nil {
+			finding = refuseKind(kind(t.Mode), full)
+		}
+		if finding == nil {
+			var collision *diag.Finding
+			if finding, collision = names.add(t.Name, full, false); collision != nil {
+				collision.Pos.File = full
+				d.findings.Add(*collision)
+				own.findings++
+			}
+		}
 		switch {
 		case finding != nil:
-		case names[t.Name]:
-			finding = &diag.Finding{
-				ID: diag.FileName, Message: "the name occurs twice in its directory",
-				Hint: "write the directory again with git: git rm --cached the path, and add it",
-			}
 		case t.Mode == filemode.Dir:
 			sub, err := w.walk(full, t.Hash, was.sub)
 			if err != nil {
@@ -249,21 +257,16 @@ func (w *walker) walk(path string, h plumbing.Hash, prev *dir) (*dir, error) {
 				return nil, fmt.Errorf("%s: %w", full, err)
 			}
 			if size > w.limits.FileSize {
-				finding = &diag.Finding{
-					ID:      diag.FileTooLarge,
-					Message: fmt.Sprintf("the file has %d bytes; at most %d are read", size, w.limits.FileSize),
-					Hint:    "split it, or keep it in another repository: git rm " + shellWord(full),
-				}
+				finding = tooLarge(full, size, w.limits)
 				break
 			}
 			own.bytes = size
 			d.entries = append(d.entries, entry{name: t.Name, file: File{Path: full, Hash: t.Hash.String(), Size: size}})
 		}
-		names[t.Name] = true
 		if finding != nil {
 			finding.Pos.File = cmp.Or(finding.Pos.File, full)
 			d.findings.Add(*finding)
-			own.findings = 1
+			own.findings++
 		}
 		d.below.add(own)
 		w.seen.add(own)
@@ -274,76 +277,21 @@ func (w *walker) walk(path string, h plumbing.Hash, prev *dir) (*dir, error) {
 	return d, nil
 }
 
+func kind(m filemode.FileMode) Kind {
+	switch m {
+	case filemode.Symlink:
+		return Link
+	case filemode.Submodule:
+		return Module
+	}
+	return Regular
+}
+
 func (w *walker) bounded() error {
 	if w.seen.files > w.limits.Files || w.seen.entries > 2*w.limits.Files {
 		return errTooMany
 	}
 	return nil
-}
-
-// refuse says why an entry is none that a policy repository may hold, whatever its content; nil when it may.
-func (w *walker) refuse(t object.TreeEntry, full string) *diag.Finding {
-	if why := badName(t.Name); why != "" {
-		return &diag.Finding{
-			ID: diag.FileName, Message: why, Pos: diag.Pos{File: printable(full)},
-			Hint: "rename it: letters, digits, '.', '_' and '-' are safe everywhere",
-		}
-	}
-	switch {
-	case len(full) > maxPath:
-		return &diag.Finding{
-			ID: diag.FileName, Message: fmt.Sprintf("the path has %d bytes; at most %d are allowed", len(full), maxPath),
-			Hint: "nest fewer directories, or give them shorter names", Pos: diag.Pos{File: full[:200] + "…"},
-		}
-	case t.Mode == filemode.Symlink:
-		return &diag.Finding{
-			ID: diag.Symlink, Message: "a symbolic link; only regular files are read",
-			Hint: "put a copy of the file that it points to in its place, or remove it: git rm " + shellWord(full),
-		}
-	case t.Mode == filemode.Submodule:
-		return &diag.Finding{
-			ID: diag.Submodule, Message: "a submodule; only files of this repository are read",
-			Hint: "copy the files that are needed into this repository, and remove it: git rm " + shellWord(full),
-		}
-	}
-	return nil
-}
-
-// badName says what is wrong with one name of a path; "" when nothing is.
-func badName(name string) string {
-	switch {
-	case name == "." || name == "..":
-		return "the name stands for a directory that is already there"
-	case strings.EqualFold(name, ".git"):
-		return "the name is git's own"
-	case !utf8.ValidString(name):
-		return "the name is not valid UTF-8"
-	case strings.HasPrefix(name, "/"):
-		return "the name is an absolute path"
-	case strings.ContainsRune(name, '/'):
-		return "the name contains a slash"
-	case strings.ContainsRune(name, '\\'):
-		return "the name contains a backslash"
-	case strings.ContainsFunc(name, unicode.IsControl):
-		return "the name contains a control character"
-	case strings.ContainsFunc(name, func(r rune) bool { return unicode.Is(unicode.Bidi_Control, r) }):
-		return "the name contains a character that reverses the direction of reading"
-	}
-	return ""
-}
-
-// printable shows what cannot be seen in a name as Go escapes.
-func printable(path string) string {
-	q := strconv.Quote(path)
-	return q[1 : len(q)-1]
-}
-
-// shellWord makes a path one word of a command that an author can paste.
-func shellWord(path string) string {
-	if path != "" && strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/-") == "" {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
 // judge collects the findings of a whole tree.
@@ -353,16 +301,7 @@ func (w *walker) judge(root *dir) diag.List {
 	if root.below.bytes > w.limits.TreeSize {
 		var files []File
 		root.each(func(f File) { files = append(files, f) })
-		slices.SortStableFunc(files, func(a, b File) int { return cmp.Compare(b.Size, a.Size) })
-		var largest []string
-		for _, f := range files[:min(3, len(files))] {
-			largest = append(largest, fmt.Sprintf("%s (%d)", f.Path, f.Size))
-		}
-		l.Add(diag.Finding{
-			ID:      diag.TreeTooLarge,
-			Message: fmt.Sprintf("the files have %d bytes together; at most %d are read", root.below.bytes, w.limits.TreeSize),
-			Hint:    "keep other data out of the policy repository; the largest files are " + strings.Join(largest, ", "),
-		})
+		l.Add(treeTooLarge(files, root.below.bytes, w.limits))
 	}
 	return l.Sorted()
 }

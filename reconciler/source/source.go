@@ -105,6 +105,7 @@ type Source struct {
 	mu      sync.Mutex // guards what follows, and every read of the store
 	store   *store     // nil until it is needed, and after it turned out to be stale
 	root    *dir       // the root of the latest snapshot, whose unchanged directories the next one takes over
+	rootAt  string     // the directory of the repository that root is
 	damaged bool       // a remote's clone turned out to be damaged: the next Fetch makes a new one
 }
 

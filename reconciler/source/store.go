@@ -52,10 +52,11 @@ func damaged(h plumbing.Hash, err error) error {
 // store reads the objects of one repository as it was when it was opened: later packs are not seen. It checks every
 // object against its hash. It is not safe for concurrent use: go-git's object storage is not.
 type store struct {
-	*filesystem.Storage           // the repository's refs, configuration and objects
-	others              []objects // those of repositories that it borrows from
-	shallow             bool      // the history is cut off
-	reads               int       // objects whose content was read
+	*filesystem.Storage                        // the repository's refs, configuration and objects
+	others              []objects              // those of repositories that it borrows from
+	shallow             bool                   // the history is cut off
+	cut                 map[plumbing.Hash]bool // at the parents of these commits
+	reads               int                    // objects whose content was read
 }
 
 // objects are those of one repository, with the file system that they lie in.
@@ -101,6 +102,10 @@ func newStore(files billy.Filesystem, alternates []billy.Filesystem, exclusive b
 		return nil, err
 	}
 	st.shallow = len(cut) > 0
+	st.cut = make(map[plumbing.Hash]bool, len(cut))
+	for _, h := range cut {
+		st.cut[h] = true
+	}
 	return st, nil
 }
 
