@@ -80,12 +80,15 @@ type Finding struct {
 	Related []Pos `json:"related,omitempty"`
 }
 
-// String is "file:line:col: path: message [ID]", without the hint. It is one printable line, whatever an author has put
+// String is "file:line:col: path: message [ID]", without the hint; a warning has "warning: " before the path. It is one printable line, whatever an author has put
 // into names and values.
 func (f Finding) String() string {
 	var b strings.Builder
 	b.WriteString(printable(f.Pos.String()))
 	b.WriteString(": ")
+	if f.Severity == Warning {
+		b.WriteString("warning: ")
+	}
 	if f.Path != "" {
 		b.WriteString(printable(f.Path))
 		b.WriteString(": ")

@@ -8,6 +8,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -90,6 +91,8 @@ var sample = List{
 		Pos: Pos{"services/shop/web.cue", 20, 9}, Related: []Pos{{"services/shop/a b,c:d.cue", 7, 2}, {}}},
 	{ID: FileName, Message: "100% hostile\n::error file=x::gotcha </details> <script>", Pos: Pos{File: "a,b:c%\n.cue"}},
 	{ID: NoPolicy, Message: "the repository says nothing about the mesh"},
+	{ID: NobodyCalls, Severity: Warning, Path: "services.shop.<b>&amp;", Message: "nobody may call <img src=x> | [it](https://evil.example)",
+		Hint: "allow \"somebody\"", Pos: Pos{"services/shop/web.cue", 3, 1}},
 	{ID: "HDL9998", Message: "from a later version", Pos: Pos{File: "mesh.cue", Line: 2}},
 }
 
@@ -100,6 +103,7 @@ func TestRender(t *testing.T) {
 		"json":   func(b *bytes.Buffer, l List) error { return JSON(b, l) },
 		"sarif":  func(b *bytes.Buffer, l List) error { return SARIF(b, l, "0.1.0") },
 		"github": func(b *bytes.Buffer, l List) error { return GitHub(b, l) },
+		"gitlab": func(b *bytes.Buffer, l List) error { return GitLab(b, l) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got, empty bytes.Buffer
@@ -135,10 +139,135 @@ func TestGitHubOneCommandALine(t *testing.T) {
 	if len(lines) != len(sample) {
 		t.Fatalf("%d lines for %d findings:\n%s", len(lines), len(sample), &b)
 	}
-	for _, l := range lines {
-		if strings.Count(l, "::error ") != 1+strings.Count(l, "%0A::error ") || !strings.HasPrefix(l, "::error ") {
+	for i, l := range lines {
+		want := "::error "
+		if sample[i].Severity == Warning {
+			want = "::warning "
+		}
+		if strings.Count(l, want) != 1+strings.Count(l, "%0A"+want) || !strings.HasPrefix(l, want) {
 			t.Errorf("not one command: %s", l)
 		}
+	}
+}
+
+// TestSARIF holds the log against what the schema of SARIF 2.1.0 asks of the objects used here (chapter 3 of the
+// standard): which properties are required, which exist, and what they may be.
+func TestSARIF(t *testing.T) {
+	type property struct {
+		required bool
+		check    func(any) bool
+		object   string // of the property, or of each element if it is a list
+	}
+	isString := func(v any) bool { s, ok := v.(string); return ok && s != "" }
+	oneOf := func(values ...string) func(any) bool {
+		return func(v any) bool { s, ok := v.(string); return ok && slices.Contains(values, s) }
+	}
+	atLeast := func(n float64) func(any) bool {
+		return func(v any) bool { f, ok := v.(float64); return ok && f >= n && f == float64(int(f)) }
+	}
+	strs := func(v any) bool {
+		m, ok := v.(map[string]any)
+		for _, s := range m {
+			ok = ok && isString(s)
+		}
+		return ok
+	}
+	objects := map[string]map[string]property{
+		"log": {"$schema": {false, isString, ""}, "version": {true, oneOf("2.1.0"), ""}, "runs": {true, nil, "run"}},
+		"run": {"tool": {true, nil, "tool"}, "results": {false, nil, "result"},
+			"columnKind": {false, oneOf("utf16CodeUnits", "unicodeCodePoints"), ""}},
+		"tool":      {"driver": {true, nil, "component"}},
+		"component": {"name": {true, isString, ""}, "version": {false, isString, ""}, "rules": {false, nil, "rule"}},
+		"rule": {"id": {true, isString, ""}, "shortDescription": {false, nil, "message"}, "fullDescription": {false, nil, "message"},
+			"help": {false, nil, "message"}, "defaultConfiguration": {false, nil, "configuration"}},
+		"configuration": {"level": {false, oneOf("none", "note", "warning", "error"), ""}},
+		"message":       {"text": {true, isString, ""}, "markdown": {false, isString, ""}},
+		"result": {"ruleId": {false, isString, ""}, "ruleIndex": {false, atLeast(0), ""}, "message": {true, nil, "message"},
+			"level": {false, oneOf("none", "note", "warning", "error"), ""}, "partialFingerprints": {false, strs, ""},
+			"locations": {false, nil, "location"}, "relatedLocations": {false, nil, "location"}},
+		"location":         {"physicalLocation": {false, nil, "physicalLocation"}},
+		"physicalLocation": {"artifactLocation": {true, nil, "artifact"}, "region": {false, nil, "region"}},
+		"artifact":         {"uri": {true, isURI, ""}, "uriBaseId": {false, isString, ""}},
+		"region":           {"startLine": {true, atLeast(1), ""}, "startColumn": {false, atLeast(1), ""}},
+	}
+	var check func(at, kind string, v any)
+	check = func(at, kind string, v any) {
+		if list, ok := v.([]any); ok {
+			for i, e := range list {
+				check(at+"/"+strconv.Itoa(i), kind, e)
+			}
+			return
+		}
+		m, ok := v.(map[string]any)
+		if !ok {
+			t.Errorf("%s is no %s", at, kind)
+			return
+		}
+		for name, p := range objects[kind] {
+			if _, ok := m[name]; p.required && !ok {
+				t.Errorf("%s has no %s", at, name)
+			}
+		}
+		for name, v := range m {
+			p, ok := objects[kind][name]
+			switch {
+			case !ok:
+				t.Errorf("%s: a %s has no %s", at, kind, name)
+			case p.object != "":
+				check(at+"/"+name, p.object, v)
+			case !p.check(v):
+				t.Errorf("%s/%s: %v", at, name, v)
+			}
+		}
+	}
+	for _, l := range []List{sample, nil} {
+		var b bytes.Buffer
+		if err := SARIF(&b, l, "0.1.0"); err != nil {
+			t.Fatal(err)
+		}
+		var log map[string]any
+		if err := json.Unmarshal(b.Bytes(), &log); err != nil {
+			t.Fatal(err)
+		}
+		check("log", "log", log)
+		run := log["runs"].([]any)[0].(map[string]any)
+		rules := run["tool"].(map[string]any)["driver"].(map[string]any)["rules"].([]any)
+		results := run["results"].([]any)
+		if len(results) != len(l) {
+			t.Errorf("%d results for %d findings", len(results), len(l))
+		}
+		for i, r := range results {
+			r := r.(map[string]any)
+			if n := int(r["ruleIndex"].(float64)); n >= len(rules) || rules[n].(map[string]any)["id"] != r["ruleId"] {
+				t.Errorf("result %d: rule %d is not %v", i, n, r["ruleId"])
+			}
+		}
+	}
+}
+
+func isURI(v any) bool {
+	s, _ := v.(string)
+	u, err := url.Parse(s)
+	return s != "" && err == nil && !u.IsAbs() && u.String() == s
+}
+
+// TestFingerprints: a finding keeps its fingerprint when lines come or go, and no two findings of a list share one.
+func TestFingerprints(t *testing.T) {
+	at := func(line int, message string) Finding {
+		return Finding{ID: WrongValue, Path: "p", Message: message, Pos: Pos{"a.cue", line, 2}}
+	}
+	before := Fingerprints(List{at(3, "already at b.cue:7:2"), at(4, "x"), at(5, "x")})
+	after := Fingerprints(List{at(9, "already at b.cue:70:4"), at(10, "x"), at(11, "x")})
+	if d := cmp.Diff(before, after); d != "" {
+		t.Errorf("they changed with the lines (-before +after):\n%s", d)
+	}
+	other := Fingerprints(List{at(3, "already at c.cue:7:2"), at(4, "y"), {ID: WrongValue, Path: "q", Message: "x", Pos: Pos{"a.cue", 5, 2}}})
+	seen := map[string]bool{}
+	for _, p := range slices.Concat(before, other) {
+		if seen[p] || p == "" {
+			t.Errorf("two findings have the fingerprint %q", p)
+		}
+		seen[p] = true
 	}
 }
 

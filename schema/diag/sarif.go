@@ -3,6 +3,7 @@ package diag
 import (
 	"io"
 	"net/url"
+	"strings"
 )
 
 // SARIF writes findings as a SARIF 2.1.0 log with one run of a tool named heddle of the given version: what code-scanning
@@ -12,18 +13,22 @@ import (
 func SARIF(w io.Writer, l List, version string) error {
 	index := map[string]int{}
 	rules, results := []sarifRule{}, []sarifResult{}
-	for _, f := range l {
+	prints := Fingerprints(l)
+	for n, f := range l {
 		i, ok := index[f.ID]
 		if !ok {
 			i = len(rules)
 			index[f.ID] = i
 			r := sarifRule{ID: f.ID}
 			if c, ok := Explain(f.ID); ok {
-				r.Short, r.Full, r.Help = &sarifText{c.Title}, &sarifText{c.Why}, &sarifText{c.Mend}
+				r.Short, r.Full = &sarifText{Text: c.Title}, &sarifText{Text: c.Why}
+				r.Help = &sarifText{Text: c.Why + "\nMend it: " + c.Mend, Markdown: c.Why + "\n\n**Mend it:** " + c.Mend}
 			}
+			r.Default = &sarifDefault{level(f)}
 			rules = append(rules, r)
 		}
-		res := sarifResult{RuleID: f.ID, RuleIndex: i, Level: "error", Message: sarifText{text(f)}}
+		res := sarifResult{RuleID: f.ID, RuleIndex: i, Level: level(f), Message: sarifText{Text: noLink.Replace(text(f))},
+			Prints: map[string]string{"heddle/v1": prints[n]}}
 		if f.Pos.File != "" {
 			res.Locations = []sarifLocation{location(f.Pos)}
 		}
@@ -44,6 +49,9 @@ func SARIF(w io.Writer, l List, version string) error {
 		}},
 	})
 }
+
+// noLink keeps what an author has written from being read as a link (SARIF 2.1.0, 3.11.6).
+var noLink = strings.NewReplacer("](", "] (")
 
 func location(p Pos) sarifLocation {
 	l := sarifLocation{Physical: sarifPhysical{Artifact: sarifArtifact{URI: (&url.URL{Path: p.File}).String(), Base: "%SRCROOT%"}}}
@@ -74,13 +82,18 @@ type (
 		Rules   []sarifRule `json:"rules"`
 	}
 	sarifRule struct {
-		ID    string     `json:"id"`
-		Short *sarifText `json:"shortDescription,omitempty"`
-		Full  *sarifText `json:"fullDescription,omitempty"`
-		Help  *sarifText `json:"help,omitempty"`
+		ID      string        `json:"id"`
+		Short   *sarifText    `json:"shortDescription,omitempty"`
+		Full    *sarifText    `json:"fullDescription,omitempty"`
+		Help    *sarifText    `json:"help,omitempty"`
+		Default *sarifDefault `json:"defaultConfiguration,omitempty"`
+	}
+	sarifDefault struct {
+		Level string `json:"level"`
 	}
 	sarifText struct {
-		Text string `json:"text"`
+		Text     string `json:"text"`
+		Markdown string `json:"markdown,omitempty"`
 	}
 	sarifResult struct {
 		RuleID    string          `json:"ruleId"`
@@ -89,6 +102,8 @@ type (
 		Message   sarifText       `json:"message"`
 		Locations []sarifLocation `json:"locations,omitempty"`
 		Related   []sarifLocation `json:"relatedLocations,omitempty"`
+		// Prints tell a finding that was there before from a new one; see [Fingerprints].
+		Prints map[string]string `json:"partialFingerprints"`
 	}
 	sarifLocation struct {
 		Physical sarifPhysical `json:"physicalLocation"`
