@@ -1,0 +1,335 @@
+// Package candidate turns a policy repository on this machine into what the reconciler would make of it: files, the
+// evaluated document, the compiled mesh with its origins, and the findings of every stage. The files are those of a work
+// tree as they lie there, or of any revision of the Git repository around it; no mesh needs to run. All commands that
+// look at policy look through it, so that they cannot disagree.
+//
+// It writes nothing, neither into the repository nor elsewhere. Errors are faults of the world (what an author wrote is
+// a finding), and say what to do. What a reconciler has published is package published's.
+package candidate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/heddle-mesh/heddle/reconciler/compile"
+	"github.com/heddle-mesh/heddle/reconciler/expect"
+	"github.com/heddle-mesh/heddle/reconciler/policy"
+	"github.com/heddle-mesh/heddle/reconciler/source"
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
+)
+
+// Options say how to judge. The zero Options are what the reconciler of this version does.
+type Options struct {
+	// Proxy is the version of heddle-proxy whose enforcement counts; see compile.Options.
+	Proxy string
+	// Now is when it is judged. The zero time warns of no rule that ends, and is before every end.
+	Now time.Time
+}
+
+// Repository is a directory with policy in it. Evaluations are remembered from one revision to the next, so that a walk
+// through history costs what each commit changed. Close it after use.
+type Repository struct {
+	dir       string
+	opts      Options
+	evaluator *policy.Evaluator
+	local     *source.Local // nil until a revision is asked for
+}
+
+// Open prepares to read a directory. It may lie below the root of a Git repository, or in none.
+func Open(dir string, opts Options) *Repository {
+	return &Repository{dir: dir, opts: opts, evaluator: policy.New(policy.Options{})}
+}
+
+// Close lets go of the Git repository.
+func (r *Repository) Close() error {
+	if r.local == nil {
+		return nil
+	}
+	return r.local.Close()
+}
+
+// Dir is the directory as it was named.
+func (r *Repository) Dir() string { return r.dir }
+
+// Git opens the Git repository that the directory is part of.
+func (r *Repository) Git() (*source.Local, error) {
+	if r.local == nil {
+		local, err := source.OpenLocal(r.dir)
+		if err != nil {
+			return nil, err
+		}
+		r.local = local
+	}
+	return r.local, nil
+}
+
+// Files are those of one state of a repository.
+type Files struct {
+	// Commit is the zero Commit for a work tree.
+	Commit source.Commit
+	// Findings are about what a repository may not hold; what they refuse is not among the files.
+	Findings diag.List
+
+	repo     *Repository
+	snapshot *source.Snapshot  // of a commit, or
+	content  map[string][]byte // by slash-separated path
+}
+
+// Len is the number of files.
+func (f *Files) Len() int {
+	if f.snapshot != nil {
+		return len(f.snapshot.Files)
+	}
+	return len(f.content)
+}
+
+// Name is the commit as people read it, or "the work tree".
+func (f *Files) Name() string {
+	if f.Commit.Hash == "" {
+		return "the work tree"
+	}
+	return f.Commit.Hash[:min(7, len(f.Commit.Hash))]
+}
+
+// WorkTree reads the files of the directory that a commit of all of it would hold: what Git ignores is left out.
+func (r *Repository) WorkTree(ctx context.Context) (*Files, error) {
+	if info, err := os.Stat(r.dir); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", r.dir, err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("reading %s: it is not a directory", r.dir)
+	}
+	names, err := treeNames(ctx, r.dir)
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]source.Entry, 0, len(names))
+	for _, name := range names {
+		info, err := os.Lstat(r.at(name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // deleted, and not committed yet
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("reading %s: %w", r.at(name), err)
+		}
+		e := source.Entry{Path: name, Size: info.Size()}
+		switch {
+		case info.Mode()&fs.ModeSymlink != 0:
+			e.Kind = source.Link
+		case info.IsDir(): // git names a directory only where it is a repository of its own
+			e.Kind = source.Module
+		case !info.Mode().IsRegular():
+			continue // git does not commit it
+		}
+		entries = append(entries, e)
+	}
+	f := &Files{repo: r}
+	entries, f.Findings = source.Limits{}.Judge(entries)
+	f.content = make(map[string][]byte, len(entries))
+	for _, e := range entries {
+		if f.content[e.Path], err = os.ReadFile(r.at(e.Path)); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", r.at(e.Path), err)
+		}
+	}
+	return f, nil
+}
+
+func (r *Repository) at(name string) string { return filepath.Join(r.dir, filepath.FromSlash(name)) }
+
+// treeNames are the slash-separated names of a directory's files: those that git tracks or would add and, outside a
+// repository, all.
+func treeNames(ctx context.Context, dir string) ([]string, error) {
+	if git, err := exec.LookPath("git"); err == nil {
+		cmd := exec.CommandContext(ctx, git, "-C", dir, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+		if out, err := cmd.Output(); err == nil {
+			var names []string
+			for name := range bytes.SplitSeq(out, []byte{0}) {
+				if len(name) > 0 {
+					names = append(names, strings.TrimSuffix(string(name), "/"))
+				}
+			}
+			slices.Sort(names)
+			return slices.Compact(names), nil
+		}
+	}
+	var names []string
+	err := filepath.WalkDir(dir, func(at string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return fmt.Errorf("reading %s: %w", at, err)
+		case d.IsDir() && d.Name() == ".git":
+			return fs.SkipDir
+		case d.IsDir():
+			return nil
+		}
+		rel, err := filepath.Rel(dir, at)
+		names = append(names, filepath.ToSlash(rel))
+		return err
+	})
+	return names, err
+}
+
+// Resolve finds the commit that a revision names.
+func (r *Repository) Resolve(ctx context.Context, rev string) (source.Commit, error) {
+	local, err := r.Git()
+	if err != nil {
+		return source.Commit{}, err
+	}
+	return local.Resolve(ctx, rev)
+}
+
+// At reads the files of a commit below the directory.
+func (r *Repository) At(ctx context.Context, commit source.Commit) (*Files, error) {
+	local, err := r.Git()
+	if err != nil {
+		return nil, err
+	}
+	sn, findings, err := local.At(ctx, commit.Hash, local.Subdir())
+	if err != nil {
+		return nil, err
+	}
+	return &Files{Commit: commit, Findings: findings, repo: r, snapshot: sn}, nil
+}
+
+// Copy is the same files read as a whole: an evaluation of it and one of a work tree share what they have in common.
+func (f *Files) Copy() (*Files, error) {
+	if f.snapshot == nil {
+		return f, nil
+	}
+	out := &Files{Commit: f.Commit, Findings: f.Findings, repo: f.repo, content: make(map[string][]byte, len(f.snapshot.Files))}
+	for _, file := range f.snapshot.Files {
+		b, err := f.snapshot.Read(file)
+		if err != nil {
+			return nil, err
+		}
+		out.content[file.Path] = b
+	}
+	return out, nil
+}
+
+// Log walks first parents from a commit, newest first, through those that changed the directory.
+func (r *Repository) Log(ctx context.Context, from source.Commit) iter.Seq2[source.Commit, error] {
+	return func(yield func(source.Commit, error) bool) {
+		local, err := r.Git()
+		if err != nil {
+			yield(source.Commit{}, err)
+			return
+		}
+		local.Log(ctx, from.Hash, local.Subdir())(yield)
+	}
+}
+
+// AtTime is the commit that made the directory what it was at a time, along the first parents of HEAD.
+func (r *Repository) AtTime(ctx context.Context, t time.Time) (source.Commit, error) {
+	head, err := r.Resolve(ctx, "HEAD")
+	if err != nil {
+		return source.Commit{}, err
+	}
+	commit, err := r.local.AtTime(ctx, head.Hash, r.local.Subdir(), t)
+	if errors.Is(err, source.ErrNoDirectory) {
+		return commit, fmt.Errorf("there was no policy in %s at %s: git log shows when it came", r.dir, t.Format(time.RFC3339))
+	}
+	return commit, err
+}
+
+// mainline are the names of what a pull request usually goes to, most telling first.
+var mainline = []string{"refs/remotes/upstream/main", "refs/remotes/origin/HEAD", "refs/remotes/origin/main", "refs/remotes/origin/master",
+	"refs/heads/main", "refs/heads/master"}
+
+// Base is what the work tree is compared with where nobody says: the commit where HEAD's branch left the main one, and
+// HEAD itself on the main branch or where none is found. name is that of the branch, or "HEAD".
+func (r *Repository) Base(ctx context.Context) (commit source.Commit, name string, err error) {
+	head, err := r.Resolve(ctx, "HEAD")
+	if err != nil {
+		return head, "", err
+	}
+	for _, ref := range mainline {
+		tip, err := r.local.Resolve(ctx, ref)
+		if err != nil {
+			continue
+		}
+		base, err := r.local.MergeBase(ctx, head.Hash, tip.Hash)
+		if err != nil {
+			return base, "", fmt.Errorf("looking for where HEAD left %s: %w; name the base with --from", ref, err)
+		}
+		_, short, _ := strings.Cut(strings.TrimPrefix(ref, "refs/"), "/")
+		return base, short, nil
+	}
+	return head, "HEAD", nil
+}
+
+// Candidate is what the files are for one environment.
+type Candidate struct {
+	Files *Files
+	Env   string // "" is the repository's own default
+	// Document is nil where nothing could be read.
+	Document *v1alpha1.Document
+	// Mesh and Origins are nil where a finding rejects it.
+	Mesh    *mesh.Mesh
+	Origins mesh.Origins
+	// Findings are those of all stages so far, sorted.
+	Findings diag.List
+	// Results are those of the expectations, after [Candidate.Prove].
+	Results []expect.Result
+}
+
+// Evaluate evaluates and compiles the files for an environment.
+func (f *Files) Evaluate(ctx context.Context, env string) (*Candidate, error) {
+	c := &Candidate{Files: f, Env: env, Findings: slices.Clone(f.Findings)}
+	var found diag.List
+	var err error
+	if f.snapshot != nil {
+		c.Document, found, err = f.repo.evaluator.Load(ctx, f.snapshot, env)
+	} else {
+		c.Document, found, err = f.repo.evaluator.LoadFiles(ctx, f.content, env)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("evaluating %s: %w", f.Name(), err)
+	}
+	c.Findings = append(c.Findings, found...)
+	if c.Document != nil {
+		c.Mesh, c.Origins, found = compile.Compile(c.Document, compile.Options{ProxyVersion: f.repo.opts.Proxy, Now: f.repo.opts.Now})
+		c.Findings = append(c.Findings, found...)
+	}
+	c.Findings = c.Findings.Sorted()
+	if len(c.Findings.Errors()) > 0 {
+		c.Mesh, c.Origins = nil, nil
+	}
+	return c, nil
+}
+
+// Prove adds what the repository says of itself: its expectations are run and its invariants proved. A candidate with
+// errors has no mesh to prove anything of, and is left as it is.
+func (c *Candidate) Prove(ctx context.Context) {
+	if c.Mesh == nil {
+		return
+	}
+	results, found := expect.Run(c.Document, c.Mesh, c.Origins, c.Files.repo.opts.Now)
+	c.Results = results
+	found = append(found, prove(ctx, c)...)
+	c.Findings = append(c.Findings, found...).Sorted()
+}
+
+// Environments are "", the repository's own default, and those that mesh.environments names.
+func (c *Candidate) Environments() []string {
+	envs := []string{""}
+	if c.Document != nil && c.Document.Policy.Mesh != nil {
+		for _, env := range c.Document.Policy.Mesh.Environments {
+			if env != "" && !slices.Contains(envs, env) {
+				envs = append(envs, env)
+			}
+		}
+	}
+	return envs
+}
