@@ -168,6 +168,9 @@ type Inbound struct {
 	Routes     []Route       `json:"routes,omitempty"` // those that rules name, or that have a rate limit; sorted by id
 	// ClusterNetworks are what cluster modes go by, set where a port has one of them.
 	ClusterNetworks []netip.Prefix `json:"clusterNetworks,omitempty"`
+	// Selector are the labels of the workloads that the service runs in, for control planes; none: those workloads and
+	// groups that name the service.
+	Selector map[string]string `json:"selector,omitempty"`
 	// MaxConnections and MaxRequests bound what one sidecar takes at once; 0 is no bound.
 	MaxConnections uint32 `json:"maxConnections,omitempty"`
 	MaxRequests    uint32 `json:"maxRequests,omitempty"`
@@ -312,7 +315,8 @@ type OutboundPort struct {
 	Port     uint16   `json:"port"`
 	Protocol Protocol `json:"protocol"`
 	// Matches are all matches of all routes on this port, flattened and in Gateway API precedence (exact path, then
-	// the longest prefix, then method, then the number of headers, then the route's id): the first that matches wins.
+	// the longest prefix, then regular expressions, then any path; then method, then the number of headers, then of
+	// query parameters, then the route's id): the first that matches wins.
 	// None: every request goes to the service itself. Some but none matching: 404.
 	Matches []Match `json:"matches,omitempty"`
 	// Hosts are the names of TLS routes, exact ones first, then the longest suffix: the first that matches wins, and a
