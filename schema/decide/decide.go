@@ -1,12 +1,12 @@
 // Package decide holds Heddle's decisions as pure functions over mesh values: may this caller do this, which route
-// takes this request, which backend takes its turn. The same code runs in the pull request, in `heddle explain` and in
-// the sidecar, so what is predicted is what happens. Nothing here allocates on the way to a verdict, does I/O, or looks
-// at a clock.
+// takes this request, which backend takes its turn, and what becomes of a call as a whole. The same code runs in the
+// pull request, in `heddle explain` and in the sidecar, so what is predicted is what happens. Nothing here does I/O or
+// looks at a clock: a request carries the time at which it is judged. Nothing allocates on the way to a verdict or to a
+// route; regular expressions of routes are compiled at their first use and kept.
 package decide
 
 import (
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/heddle-mesh/heddle/schema/mesh"
@@ -17,7 +17,7 @@ import (
 type Request struct {
 	// Peer is the caller's proven SPIFFE ID; empty: none was proven.
 	Peer string
-	// HTTP is set for a request; a connection has none of what follows.
+	// HTTP is set for a request; a connection has no method, path, header, query and claims.
 	HTTP   bool
 	Method string // as received; methods are case-sensitive (RFC 9110, 9.1)
 	Path   string // raw, without the query
@@ -41,35 +41,48 @@ type Verdict struct {
 	Allowed bool
 	// Rule is the id of the rule that decided, or of the port's default; look it up in mesh.Origins.
 	Rule string
-	// Default is set where no rule matched and the port's default decided.
+	// Default is set where no rule matched and the port's default decided. Together with the mode mesh.Audit it means
+	// that the request is let in and recorded.
 	Default bool
 }
 
-// Authorize judges a request, or a connection, to a port by the rules of its owner. The algebra (decisions.md, 15):
-// a matching deny rule beats everything; else a matching allow rule allows; else a port that has at least one allow
-// rule denies; else the port's default mode decides.
+// Authorize judges a request, or a connection, to a port by the rules of its owner. The algebra (decisions.md, 15;
+// [TruthTable] has it as data): a matching deny rule beats everything; else a matching allow rule allows; else a port
+// that has at least one allow rule denies, though the rule may have ended; else the port's default mode decides. Audit
+// rules, and rules with Shadow set, change nothing: see [Observed] and [Preview].
 //
-// A rule that names routes never allows a connection without HTTP, and never lets one pass that it denies: what cannot
-// be seen fails an allow and matches a deny, and a header that is missing does so too.
+// What cannot be known of a request fails an allow rule and matches a deny rule ([MissingTable]).
 //
-// Where port.CanonicalPaths is set, the caller first refuses paths that are not [CanonicalPath]: rules cannot judge them.
+// Where port.CanonicalPaths is set, the caller first refuses paths that are not [CanonicalPath]: rules cannot judge
+// them. [Admit] does both.
 func Authorize(in *mesh.Inbound, port *mesh.InboundPort, r *Request) Verdict {
+	return authorize(in, port, r, false)
+}
+
+// Preview is what Authorize would say if rules with Shadow set were enforced. A shadow rule is safe to enforce where
+// the two agree on everything that comes.
+func Preview(in *mesh.Inbound, port *mesh.InboundPort, r *Request) Verdict {
+	return authorize(in, port, r, true)
+}
+
+func authorize(in *mesh.Inbound, port *mesh.InboundPort, r *Request, shadows bool) Verdict {
 	allowedBy, guarded := "", false
 	for i := range in.Rules {
 		rule := &in.Rules[i]
-		if !onPort(rule, port.Name) {
+		if rule.Action == mesh.AuditRule || rule.Shadow && !shadows || !OnPort(rule, port.Name) {
 			continue
 		}
 		if rule.Action == mesh.Allow {
+			// A rule that has ended guards still: time must not open a door that nobody opened in a commit.
 			guarded = true
 			if allowedBy != "" {
 				continue
 			}
 		}
-		if !fromMatches(rule, r.Peer) || !routesMatch(in, rule, port.Name, r) {
+		if Ended(rule, r.Now) || !holds(in, rule, port.Name, r) {
 			continue
 		}
-		if rule.Action == mesh.DenyRule {
+		if rule.Action != mesh.Allow {
 			return Verdict{Rule: rule.ID}
 		}
 		allowedBy = rule.ID
@@ -77,297 +90,87 @@ func Authorize(in *mesh.Inbound, port *mesh.InboundPort, r *Request) Verdict {
 	if allowedBy != "" {
 		return Verdict{Allowed: true, Rule: allowedBy}
 	}
-	v := Verdict{Rule: port.DefaultID, Default: true}
-	if !guarded {
-		switch port.Default {
-		case mesh.AllUnauthenticated:
-			v.Allowed = true
-		case mesh.AllAuthenticated:
-			v.Allowed = r.Peer != ""
-		}
-	}
-	return v
+	return Verdict{Allowed: !guarded && admits(in, port.Default, r), Rule: port.DefaultID, Default: true}
 }
 
-// MayCall reports whether a peer could be allowed to do anything at all on some port of a service: the test by which
-// control planes choose what to serve a sidecar.
+// admits is what a port's default mode says on its own.
+func admits(in *mesh.Inbound, mode mesh.InboundMode, r *Request) bool {
+	switch mode {
+	case mesh.AllUnauthenticated, mesh.Audit:
+		return true
+	case mesh.AllAuthenticated:
+		return r.Peer != ""
+	case mesh.ClusterUnauthenticated:
+		return inCluster(in, r.Addr)
+	case mesh.ClusterAuthenticated:
+		return r.Peer != "" && inCluster(in, r.Addr)
+	}
+	return false
+}
+
+// inCluster reports whether an address is one of the cluster's own; an unknown one is outside.
+func inCluster(in *mesh.Inbound, a netip.Addr) bool {
+	a = plain(a)
+	for _, p := range in.ClusterNetworks {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Observed calls yield for each rule of a port that only observes, in the order of their ids: audit rules and rules with
+// Shadow set. matched says whether the rule's conditions hold, by the same rules as a verdict's; of an audit rule, what
+// cannot be known counts as holding. Rules that have ended are left out.
+func Observed(in *mesh.Inbound, port *mesh.InboundPort, r *Request, yield func(rule *mesh.Rule, matched bool)) {
+	for i := range in.Rules {
+		rule := &in.Rules[i]
+		if (rule.Action == mesh.AuditRule || rule.Shadow) && OnPort(rule, port.Name) && !Ended(rule, r.Now) {
+			yield(rule, holds(in, rule, port.Name, r))
+		}
+	}
+}
+
+// MayCall reports whether a peer could be allowed to do anything at all on some port of a service, from anywhere, at any
+// time, with any token: the test by which control planes choose what to serve a sidecar. It never says no to a peer whom
+// [Authorize] would allow something.
 func MayCall(in *mesh.Inbound, peer string) bool {
 	for i := range in.Ports {
 		port := &in.Ports[i]
 		guarded, denied, allowed := false, false, false
 		for j := range in.Rules {
 			rule := &in.Rules[j]
-			if !onPort(rule, port.Name) {
+			if rule.Action == mesh.AuditRule || rule.Shadow || !OnPort(rule, port.Name) {
 				continue
 			}
 			guarded = guarded || rule.Action == mesh.Allow
-			if !fromMatches(rule, peer) {
+			if !fromMatches(rule.From, peer) {
 				continue
 			}
 			switch rule.Action {
 			case mesh.Allow:
 				allowed = true
 			case mesh.DenyRule:
-				denied = denied || len(rule.Routes) == 0
+				denied = denied || Unconditional(rule)
 			}
 		}
 		if denied {
 			continue
 		}
-		if allowed || !guarded && (port.Default == mesh.AllUnauthenticated || port.Default == mesh.AllAuthenticated && peer != "") {
+		if allowed {
 			return true
 		}
-	}
-	return false
-}
-
-func onPort(rule *mesh.Rule, port string) bool {
-	if len(rule.Ports) == 0 {
-		return true
-	}
-	for _, p := range rule.Ports {
-		if p == port {
-			return true
+		if guarded {
+			continue
 		}
-	}
-	return false
-}
-
-func fromMatches(rule *mesh.Rule, peer string) bool {
-	for i := range rule.From {
-		p := &rule.From[i]
-		if p.Unauthenticated || peer != "" && (p.Authenticated || p.Identity == peer) {
+		switch port.Default {
+		case mesh.AllUnauthenticated, mesh.Audit, mesh.ClusterUnauthenticated:
 			return true
-		}
-	}
-	return false
-}
-
-func routesMatch(in *mesh.Inbound, rule *mesh.Rule, port string, r *Request) bool {
-	if len(rule.Routes) == 0 {
-		return true
-	}
-	if !r.HTTP {
-		return rule.Action == mesh.DenyRule
-	}
-	for _, id := range rule.Routes {
-		for i := range in.Routes {
-			route := &in.Routes[i]
-			if route.ID != id || route.Port != port {
-				continue
-			}
-			if len(route.Matches) == 0 {
+		case mesh.AllAuthenticated, mesh.ClusterAuthenticated:
+			if peer != "" {
 				return true
 			}
-			for j := range route.Matches {
-				if matches(&route.Matches[j], r, rule.Action == mesh.DenyRule) {
-					return true
-				}
-			}
 		}
 	}
 	return false
-}
-
-// Matches reports whether a request satisfies all conditions of a match. A header that the request does not have
-// satisfies no condition.
-func Matches(m *mesh.Match, r *Request) bool { return matches(m, r, false) }
-
-// matches is Matches with what a missing header counts for: a deny rule is not escaped by leaving out what it asks for.
-func matches(m *mesh.Match, r *Request, missing bool) bool {
-	if m.Path.Exact != "" && consume(r.Path, m.Path.Exact) != len(r.Path) {
-		return false
-	}
-	if m.Path.Prefix != "" && !HasPathPrefix(r.Path, m.Path.Prefix) {
-		return false
-	}
-	if m.Method != "" && r.Method != m.Method {
-		return false
-	}
-	for i := range m.Headers {
-		v, ok := "", false
-		if r.Header != nil {
-			v, ok = r.Header(m.Headers[i].Name)
-		}
-		if ok && v != m.Headers[i].Exact || !ok && !missing {
-			return false
-		}
-	}
-	return true
-}
-
-// HasPathPrefix is the Gateway API's PathPrefix: element by element, so that /a covers /a, /a/ and /a/b but not /ab.
-// Escapes are compared by what they stand for; see [SpellPath].
-func HasPathPrefix(path, prefix string) bool {
-	if prefix == "/" {
-		return strings.HasPrefix(path, "/")
-	}
-	n := consume(path, prefix)
-	return n >= 0 && (n == len(path) || path[n] == '/')
-}
-
-// SpellPath is the one spelling of a canonical path: escapes that need not be are resolved, those that remain are in
-// upper case, and octets that may not stand in a path (RFC 3986, 3.3) are escaped. Two canonical paths that an
-// application resolves to the same octets have the same spelling. Policy is compiled to it; requests are compared with
-// it octet by octet and never rewritten, so that /%61dmin does not slip past a rule about /admin.
-func SpellPath(p string) string {
-	const hex = "0123456789ABCDEF"
-	var b strings.Builder
-	for i := 0; i < len(p); {
-		o, n := octet(p, i)
-		i += n
-		switch c := byte(o); {
-		case o < 0x100 && (c == '/' || pchar(c)):
-			b.WriteByte(c)
-		default:
-			b.WriteByte('%')
-			b.WriteByte(hex[c>>4])
-			b.WriteByte(hex[c&15])
-		}
-	}
-	return b.String()
-}
-
-// pchar reports whether c may stand for itself in a path segment (RFC 3986, 3.3).
-func pchar(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~!$&'()*+,;=:@", c) >= 0
-}
-
-// consume returns how much of path the pattern covers, or -1 where path does not start with it.
-func consume(path, pattern string) int {
-	if strings.HasPrefix(path, pattern) {
-		return len(pattern)
-	}
-	if strings.IndexByte(path, '%') < 0 && strings.IndexByte(pattern, '%') < 0 {
-		return -1
-	}
-	i := 0
-	for j := 0; j < len(pattern); {
-		if i >= len(path) {
-			return -1
-		}
-		a, n := octet(path, i)
-		b, m := octet(pattern, j)
-		if a != b {
-			return -1
-		}
-		i, j = i+n, j+m
-	}
-	return i
-}
-
-// octet reads what stands at p[i] and how many bytes of p it takes. An escape stands for its octet, but for those that
-// no canonical path has: they are no spelling of anything else, and numbers from 0x100 on keep them apart.
-func octet(p string, i int) (o uint16, n int) {
-	if p[i] != '%' {
-		return uint16(p[i]), 1
-	}
-	if i+2 >= len(p) {
-		return 0x100 | '%', 1
-	}
-	hi, lo := unhex(p[i+1]), unhex(p[i+2])
-	if hi < 0 || lo < 0 {
-		return 0x100 | '%', 1
-	}
-	switch v := uint16(hi<<4 | lo); v {
-	case '/', '\\', '.', 0:
-		return 0x200 | v, 3
-	default:
-		return v, 3
-	}
-}
-
-// MatchRoute finds the route that takes a request to a port. It returns nil, true where the port has no routes at all
-// (the service itself takes it) and nil, false where it has some and none matches: 404.
-func MatchRoute(o *mesh.Outbound, port *mesh.OutboundPort, r *Request) (*mesh.Route, bool) {
-	if len(port.Matches) == 0 {
-		return nil, true
-	}
-	for i := range port.Matches {
-		if Matches(&port.Matches[i], r) {
-			return o.Route(port.Matches[i].Route)
-		}
-	}
-	return nil, false
-}
-
-// PickBackend chooses a backend by weight among those that available reports true for (its index is the argument; nil:
-// all are), with a uniformly random number. It returns -1 where none has weight: the request fails.
-func PickBackend(route *mesh.Route, random uint64, available func(int) bool) int {
-	total := uint64(0)
-	for i := range route.Backends {
-		if available == nil || available(i) {
-			total += uint64(route.Backends[i].Weight)
-		}
-	}
-	if total == 0 {
-		return -1
-	}
-	at := random % total
-	for i := range route.Backends {
-		if available != nil && !available(i) {
-			continue
-		}
-		if w := uint64(route.Backends[i].Weight); at < w {
-			return i
-		} else {
-			at -= w
-		}
-	}
-	return -1
-}
-
-// CanonicalPath reports whether a raw path is in the one form that path rules can judge (decisions.md, 14): it starts
-// with "/", has no empty or dot segments, no backslash, no control character, no ";" (some servers cut path parameters
-// off before they route) and no "#", and no escape that is malformed or hides "/", "\", "." or NUL. "*", the target of
-// OPTIONS, is canonical.
-func CanonicalPath(p string) bool {
-	if p == "*" {
-		return true
-	}
-	if p == "" || p[0] != '/' {
-		return false
-	}
-	seg := 0 // where the segment at hand starts
-	for i := 1; i <= len(p); i++ {
-		if i < len(p) && p[i] != '/' {
-			switch c := p[i]; {
-			case c == '\\', c == ';', c == '#', c < 0x20, c == 0x7f:
-				return false
-			case c == '%':
-				if i+2 >= len(p) {
-					return false
-				}
-				hi, lo := unhex(p[i+1]), unhex(p[i+2])
-				if hi < 0 || lo < 0 {
-					return false
-				}
-				switch hi<<4 | lo {
-				case '/', '\\', '.', 0:
-					return false
-				}
-			}
-			continue
-		}
-		switch s := p[seg+1 : i]; {
-		case s == "." || s == "..":
-			return false
-		case s == "" && i < len(p): // "//"; a single trailing slash is a form of its own, not a spelling of another
-			return false
-		}
-		seg = i
-	}
-	return true
-}
-
-func unhex(c byte) int {
-	switch {
-	case '0' <= c && c <= '9':
-		return int(c - '0')
-	case 'a' <= c && c <= 'f':
-		return int(c-'a') + 10
-	case 'A' <= c && c <= 'F':
-		return int(c-'A') + 10
-	}
-	return -1
 }

@@ -94,7 +94,7 @@ func TestTruthTable(t *testing.T) {
 		{"all-authenticated takes the proven", mesh.AllAuthenticated, nil, "http", get(web, "/"), "allow default/http"},
 		{"all-authenticated keeps out the rest", mesh.AllAuthenticated, nil, "http", get("", "/"), "deny default/http"},
 		{"all-unauthenticated takes all", mesh.AllUnauthenticated, nil, "http", get("", "/"), "allow default/http"},
-		{"an unknown mode is closed", "audit", nil, "http", get(web, "/"), "deny default/http"},
+		{"an unknown mode is closed", "open", nil, "http", get(web, "/"), "deny default/http"},
 		{"no mode is closed", "", nil, "http", get(web, "/"), "deny default/http"},
 		{"each port has its own default", mesh.AllUnauthenticated, nil, "tcp", conn(""), "allow default/tcp"},
 

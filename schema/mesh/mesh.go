@@ -222,7 +222,9 @@ type Rule struct {
 	Headers []HeaderMatch `json:"headers,omitempty"` // all must hold; sorted by name
 	SNI     []string      `json:"sni,omitempty"`     // lower case; "*.example.org" covers all names under it
 	JWT     *JWTMatch     `json:"jwt,omitempty"`
-	// Until is when the rule ends (UTC); the zero time is never. From then on it is as if it were not there.
+	// Until is when the rule ends (UTC); the zero time is never. From then on it is as if it were not there, but for one
+	// thing: a port that an enforced allow rule guards stays guarded when the rule has ended, and denies what no other
+	// rule allows. Time never opens a port to its default.
 	Until time.Time `json:"until,omitzero"`
 	// Shadow makes the rule observe only (`enforce: false`): it never changes a verdict, nor a port's default.
 	Shadow bool `json:"shadow,omitempty"`
