@@ -50,8 +50,10 @@ services: shop: "ledger": v1alpha1.#Service & {
 	if out, err := exec.Command(heddle, "policy", "init", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := os.RemoveAll(filepath.Join(dir, "services")); err != nil {
-		t.Fatal(err)
+	for _, what := range []string{"services", "external", "tests"} { // the template's own
+		if err := os.RemoveAll(filepath.Join(dir, what)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, text := range files {
 		at := filepath.Join(dir, filepath.FromSlash(name))
