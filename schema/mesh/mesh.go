@@ -165,7 +165,7 @@ type Inbound struct {
 	Identities []string      `json:"identities"`
 	Ports      []InboundPort `json:"ports"`            // sorted by name
 	Rules      []Rule        `json:"rules,omitempty"`  // sorted by id
-	Routes     []Route       `json:"routes,omitempty"` // those that rules name, or that have a rate limit; sorted by id
+	Routes     []Route       `json:"routes,omitempty"` // those that have a rate limit, sorted by id
 	// ClusterNetworks are what cluster modes go by, set where a port has one of them.
 	ClusterNetworks []netip.Prefix `json:"clusterNetworks,omitempty"`
 	// Selector are the labels of the workloads that the service runs in, for control planes; none: those workloads and
@@ -189,6 +189,9 @@ type InboundPort struct {
 	DefaultID string `json:"defaultID"`
 	// CanonicalPaths makes a request whose raw path is not canonical a 400: set where a rule judges by path.
 	CanonicalPaths bool `json:"canonicalPaths,omitempty"`
+	// Matches are those of the port in Outbound, in the same order, set where a rule names a route of the port: a rule
+	// about a route is about the requests that this route takes, and not about those that a more specific one takes.
+	Matches []Match `json:"matches,omitempty"`
 	// RateLimit is of the port; nil: none.
 	RateLimit *RateLimit `json:"rateLimit,omitempty"`
 }
@@ -210,9 +213,11 @@ type RateOverride struct {
 type Rule struct {
 	ID     string   `json:"id"` // "<service>/allow/<name>", "<service>/deny/<name>" or "<service>/audit/<name>"
 	Action Action   `json:"action"`
-	From   []Peer   `json:"from"`             // at least one
-	Ports  []string `json:"ports,omitempty"`  // port names, sorted; none set: every port
-	Routes []string `json:"routes,omitempty"` // ids of Routes, sorted; none set: every request and every connection
+	From   []Peer   `json:"from"`            // at least one
+	Ports  []string `json:"ports,omitempty"` // port names, sorted; none set: every port
+	// Routes are ids of the service's routes, sorted: the request must be one that one of them takes, by the port's
+	// Matches. None set: every request and every connection.
+	Routes []string `json:"routes,omitempty"`
 	// Networks that the caller's address must be in one of; none set: any address.
 	Networks []Network `json:"networks,omitempty"`
 	// Methods, Paths, Headers, SNI and JWT are conditions on what is asked; with any of the first three, or JWT, a rule is
