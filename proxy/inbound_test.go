@@ -76,7 +76,7 @@ func TestInboundAnswers(t *testing.T) {
 	const get = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
 	w := newWorld(t, application(t, told()), Limits{}, func(w *world) {
 		w.inbound.Ports[1].MTLS, w.inbound.Ports[1].CanonicalPaths = mesh.Permissive, true
-		w.inbound.Routes = []mesh.Route{{ID: "shop/api/httpRoutes/admin", Port: "http", Matches: []mesh.Match{{Path: mesh.PathMatch{Prefix: "/admin"}}}}}
+		w.inbound.Ports[1].Matches = []mesh.Match{{Route: "shop/api/httpRoutes/admin", Path: mesh.PathMatch{Prefix: "/admin"}}}
 		w.inbound.Rules = append(w.inbound.Rules, mesh.Rule{ID: "shop/api/deny/admin", Action: mesh.DenyRule, From: []mesh.Peer{{Unauthenticated: true}},
 			Routes: []string{"shop/api/httpRoutes/admin"}})
 	})
@@ -242,7 +242,7 @@ func TestExposed(t *testing.T) {
 		w.inbound.Ports = append(w.inbound.Ports, port("strict", 1, mesh.TCP))
 		w.inbound.Ports = append(w.inbound.Ports, port("ruled", 2, mesh.Detect))
 		w.inbound.Ports[4].MTLS = mesh.Permissive
-		w.inbound.Routes = []mesh.Route{{ID: "shop/api/httpRoutes/x", Port: "ruled"}}
+		w.inbound.Ports[4].Matches = []mesh.Match{{Route: "shop/api/httpRoutes/x"}}
 		w.inbound.Rules = append(w.inbound.Rules, mesh.Rule{ID: "shop/api/allow/x", Action: mesh.Allow, Ports: []string{"ruled"}, Routes: []string{"shop/api/httpRoutes/x"},
 			From: []mesh.Peer{{Unauthenticated: true}}})
 	})

@@ -177,12 +177,10 @@ func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 		}
 	}
 	for _, id := range r.Routes {
-		i := slices.IndexFunc(in.Routes, func(x mesh.Route) bool { return x.ID == id })
-		if i < 0 {
-			return fmt.Errorf("rule %s names route %s, which there is not", r.ID, id)
-		}
-		if _, ok := in.Port(in.Routes[i].Port); !ok {
-			return fmt.Errorf("route %s names port %q, which there is not", id, in.Routes[i].Port)
+		if !slices.ContainsFunc(in.Ports, func(p mesh.InboundPort) bool {
+			return slices.ContainsFunc(p.Matches, func(m mesh.Match) bool { return m.Route == id })
+		}) {
+			return fmt.Errorf("rule %s names route %s, which no port has", r.ID, id)
 		}
 	}
 	b.header(r.ID)

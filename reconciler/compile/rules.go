@@ -22,9 +22,8 @@ var kinds = []struct {
 	{"deny", mesh.DenyRule, func(s *v1alpha1.Service) map[string]v1alpha1.Rule { return s.Deny }},
 }
 
-// compileRules compiles the rules of a service and those of its routes that they name.
+// compileRules compiles the rules of a service.
 func (c *compiler) compileRules(s *service) {
-	var named []*route
 	if n := len(s.src.Allow) + len(s.src.Deny); n > 0 {
 		s.in.Rules = make([]mesh.Rule, 0, n)
 	}
@@ -50,13 +49,11 @@ func (c *compiler) compileRules(s *service) {
 					// The rule speaks of routes, so it speaks of their ports and leaves the others alone.
 					r.Ports = append(r.Ports, rt.port.name)
 				}
-				if !slices.Contains(named, rt) {
-					named = append(named, rt)
-				}
-				if slices.ContainsFunc(rt.matches, judgesPath) {
-					p, _ := s.in.Port(rt.port.name)
-					p.CanonicalPaths = true
-				}
+				// The sidecar must tell which of the port's routes takes a request.
+				to, _ := s.in.Port(rt.port.name)
+				from, _ := s.out.Port(rt.port.name)
+				to.Matches = from.Matches
+				to.CanonicalPaths = slices.ContainsFunc(to.Matches, judgesPath)
 			}
 			for _, p := range ports {
 				r.Ports = append(r.Ports, p.name)
@@ -65,10 +62,6 @@ func (c *compiler) compileRules(s *service) {
 			c.checkDead(s, at, k.action, &src, r.Ports)
 			s.in.Rules = append(s.in.Rules, r)
 		}
-	}
-	slices.SortFunc(named, func(a, b *route) int { return strings.Compare(a.id, b.id) })
-	for _, r := range named {
-		s.in.Routes = append(s.in.Routes, mesh.Route{ID: r.id, Port: r.port.name, Matches: r.matches})
 	}
 }
 

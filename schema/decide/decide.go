@@ -79,7 +79,7 @@ func authorize(in *mesh.Inbound, port *mesh.InboundPort, r *Request, shadows boo
 				continue
 			}
 		}
-		if Ended(rule, r.Now) || !holds(in, rule, port.Name, r) {
+		if Ended(rule, r.Now) || !holds(rule, port, r) {
 			continue
 		}
 		if rule.Action != mesh.Allow {
@@ -126,7 +126,7 @@ func Observed(in *mesh.Inbound, port *mesh.InboundPort, r *Request, yield func(r
 	for i := range in.Rules {
 		rule := &in.Rules[i]
 		if (rule.Action == mesh.AuditRule || rule.Shadow) && OnPort(rule, port.Name) && !Ended(rule, r.Now) {
-			yield(rule, holds(in, rule, port.Name, r))
+			yield(rule, holds(rule, port, r))
 		}
 	}
 }

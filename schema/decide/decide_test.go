@@ -26,15 +26,13 @@ func service(t testing.TB, mode mesh.InboundMode, rules ...string) *mesh.Inbound
 	in := &mesh.Inbound{
 		Service: "shop/api",
 		Ports: []mesh.InboundPort{
-			{Name: "http", Port: 80, Protocol: mesh.HTTP1, MTLS: mesh.Strict, Default: mode, DefaultID: "default/http"},
+			{Name: "http", Port: 80, Protocol: mesh.HTTP1, MTLS: mesh.Strict, Default: mode, DefaultID: "default/http", Matches: []mesh.Match{
+				{Route: "post", Method: "POST", Path: mesh.PathMatch{Exact: "/pay"}},
+				{Route: "admin", Path: mesh.PathMatch{Prefix: "/admin"}},
+				{Route: "vip", Headers: []mesh.HeaderMatch{{Name: "x-vip", Exact: "1"}}},
+				{Route: "all"},
+			}},
 			{Name: "tcp", Port: 81, Protocol: mesh.TCP, MTLS: mesh.Strict, Default: mode, DefaultID: "default/tcp"},
-		},
-		Routes: []mesh.Route{
-			{ID: "admin", Port: "http", Matches: []mesh.Match{{Path: mesh.PathMatch{Prefix: "/admin"}}}},
-			{ID: "all", Port: "http"},
-			{ID: "other", Port: "other", Matches: []mesh.Match{{}}},
-			{ID: "post", Port: "http", Matches: []mesh.Match{{Method: "POST", Path: mesh.PathMatch{Exact: "/pay"}}}},
-			{ID: "vip", Port: "http", Matches: []mesh.Match{{Headers: []mesh.HeaderMatch{{Name: "x-vip", Exact: "1"}}}}},
 		},
 	}
 	for _, line := range rules {

@@ -13,7 +13,7 @@ import (
 // to hand that answer down to where something is missing.
 
 // holds reports whether a rule's conditions hold, its port and its end apart.
-func holds(in *mesh.Inbound, rule *mesh.Rule, port string, r *Request) bool {
+func holds(rule *mesh.Rule, port *mesh.InboundPort, r *Request) bool {
 	missing := rule.Action != mesh.Allow
 	switch {
 	case !fromMatches(rule.From, r.Peer):
@@ -28,7 +28,7 @@ func holds(in *mesh.Inbound, rule *mesh.Rule, port string, r *Request) bool {
 	case !fieldsMatch(rule.Headers, r.Header, missing):
 	case rule.JWT != nil && !tokenMatches(rule.JWT, r, missing):
 	default:
-		return len(rule.Routes) == 0 || routesMatch(in, rule, port, r, missing)
+		return len(rule.Routes) == 0 || routesMatch(rule, port, r, missing)
 	}
 	return false
 }
@@ -245,21 +245,18 @@ func tokenMatches(want *mesh.JWTMatch, r *Request, missing bool) bool {
 	return true
 }
 
-func routesMatch(in *mesh.Inbound, rule *mesh.Rule, port string, r *Request, missing bool) bool {
-	for _, id := range rule.Routes {
-		for i := range in.Routes {
-			route := &in.Routes[i]
-			if route.ID != id || route.Port != port {
-				continue
-			}
-			if len(route.Matches) == 0 {
+// routesMatch reports whether one of the routes that a rule names takes the request: its match is the first in
+// precedence that holds, whatever wider ones would take it too. A match of theirs that cannot be judged, since what it
+// asks for is missing, counts by missing; one of another route takes the request away only where it surely holds.
+func routesMatch(rule *mesh.Rule, port *mesh.InboundPort, r *Request, missing bool) bool {
+	for i := range port.Matches {
+		m := &port.Matches[i]
+		if contains(rule.Routes, m.Route) {
+			if matches(m, r, missing) {
 				return true
 			}
-			for j := range route.Matches {
-				if matches(&route.Matches[j], r, missing) {
-					return true
-				}
-			}
+		} else if matches(m, r, false) {
+			return false
 		}
 	}
 	return false
