@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -12,116 +15,271 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/published"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
-	"github.com/heddle-mesh/heddle/schema/decide"
+	"github.com/heddle-mesh/heddle/reconciler/expect"
+	"github.com/heddle-mesh/heddle/reconciler/source"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
-	"github.com/heddle-mesh/heddle/schema/spiffe"
 )
 
+// questionHelp explains the arguments of the commands that judge a call.
+const questionHelp = `FROM is a service ("shop/web"), a SPIFFE ID, or "-" for a caller that proves no identity.
+TO is a service, with a port by name or number where it has several ("shop/ledger:tcp").
+Without METHOD and PATH the connection is judged; rules about requests then match nothing. PATH may have a query.`
+
+// ask is how a call is written on a command line.
+type ask struct {
+	headers, claims, query []string
+	address, at            string
+}
+
+func (a *ask) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringArrayVar(&a.headers, "header", nil, "a request header, as `name=value`; may be repeated")
+	f.StringArrayVar(&a.query, "query", nil, "a parameter of the query, as `name=value`; may be repeated")
+	f.StringArrayVar(&a.claims, "claim", nil, "a claim of a valid token, as `issuer:name=value`; may be repeated, also for one name")
+	f.StringVar(&a.address, "address", "", "the caller's IP `address`; default: one outside every network that policy names")
+	f.StringVar(&a.at, "at", "", "judge as of this `time`, for rules that end; default: now")
+}
+
+// question reads the arguments FROM TO [METHOD PATH].
+func (a *ask) question(args []string) (*expect.Question, error) {
+	q := &expect.Question{From: args[0], To: args[1], Address: a.address, At: time.Now()}
+	if a.at != "" {
+		var err error
+		if q.At, err = parseTime(a.at, q.At); err != nil {
+			return nil, usagef("--at: %w", err)
+		}
+	}
+	if len(args) == 4 {
+		q.Method, q.Path = args[2], args[3]
+		path, query, _ := strings.Cut(q.Path, "?")
+		values, err := url.ParseQuery(query)
+		if err != nil {
+			return nil, usagef("PATH %q: its query cannot be read: %w", q.Path, err)
+		}
+		q.Path, q.Query = path, map[string]string{}
+		for name, v := range values {
+			q.Query[name] = v[0]
+		}
+	}
+	pairs := func(flag string, from []string, to *map[string]string) error {
+		for _, text := range from {
+			name, value, ok := strings.Cut(text, "=")
+			if !ok || name == "" || q.Method == "" {
+				return usagef("--%s %q: want name=value, with METHOD and PATH", flag, text)
+			}
+			if *to == nil {
+				*to = map[string]string{}
+			}
+			(*to)[name] = value
+		}
+		return nil
+	}
+	if err := cmp.Or(pairs("header", a.headers, &q.Headers), pairs("query", a.query, &q.Query)); err != nil {
+		return nil, err
+	}
+	for _, text := range a.claims {
+		issuer, claim, ok := strings.Cut(text, ":")
+		name, value, ok2 := strings.Cut(claim, "=")
+		if !ok || !ok2 || issuer == "" || name == "" {
+			return nil, usagef("--claim %q: want issuer:name=value, the issuer as policy names it", text)
+		}
+		if q.JWT == nil {
+			q.JWT = map[string]map[string][]string{}
+		}
+		if q.JWT[issuer] == nil {
+			q.JWT[issuer] = map[string][]string{}
+		}
+		q.JWT[issuer][name] = append(q.JWT[issuer][name], value)
+	}
+	return q, nil
+}
+
+// questionArgs takes FROM TO [METHOD PATH].
+func questionArgs(cmd *cobra.Command, args []string) error {
+	if len(args) != 2 && len(args) != 4 {
+		return fmt.Errorf("%d arguments do not fit: %s", len(args), cmd.UseLine())
+	}
+	return nil
+}
+
+// parseTime reads a time as people write it: RFC 3339; a date, with or without a time of day, in local time; or how long
+// ago, as in "90m", "36h" or "7d".
+func parseTime(text string, now time.Time) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	for _, layout := range []string{"2006-01-02", "2006-01-02 15:04", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02T15:04:05"} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	ago := strings.TrimSuffix(text, " ago")
+	var days int
+	if n, err := fmt.Sscanf(ago, "%dd", &days); err == nil && n == 1 && ago == fmt.Sprintf("%dd", days) && days >= 0 {
+		return now.AddDate(0, 0, -days), nil
+	}
+	if d, err := time.ParseDuration(ago); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	return time.Time{}, fmt.Errorf(`%q is no time; write "2026-11-23", "2026-11-23 14:00", "2026-11-23T14:00:00Z", or "2h" for two hours ago`, text)
+}
+
+// view is a compiled mesh that can be asked, with what it comes from: a release, a commit or the work tree.
+type view struct {
+	mesh    *mesh.Mesh
+	origins mesh.Origins
+	issuers []string // of tokens, as policy names them; nil: those of the mesh
+	release *published.Release
+	commit  source.Commit // of a revision; the zero Commit is a work tree, or a release
+	line    func(diag.Pos) string
+}
+
+// answer judges a question for each identity of the caller. A question about nothing is an error of usage.
+func (v *view) answer(q *expect.Question) ([]*expect.Answer, error) {
+	calls, err := expect.Calls(v.mesh, q, v.issuers)
+	if miss := new(expect.Miss); errors.As(err, &miss) {
+		field, _, _ := strings.Cut(miss.Field, ".")
+		err := fmt.Errorf("%s: %s in %s", strings.ToUpper(field), miss.Message, v.name())
+		if field != "from" && field != "to" {
+			err = errors.New(miss.Message)
+		}
+		if miss.Hint != "" {
+			return nil, &usageError{err: &hinted{err, miss.Hint}}
+		}
+		return nil, &usageError{err: err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	answers := make([]*expect.Answer, len(calls))
+	for i := range calls {
+		answers[i] = expect.Judge(v.mesh, v.origins, &calls[i])
+	}
+	return answers, nil
+}
+
+// name is what the view is of, as a part of a sentence.
+func (v *view) name() string {
+	switch {
+	case v.release != nil:
+		return "the release that is applied"
+	case v.commit.Hash != "":
+		return "commit " + short(v.commit.Hash)
+	}
+	return "the work tree"
+}
+
+// look compiles the policy of a target.
+func (c *cli) look(ctx context.Context, t *target) (*view, error) {
+	repo := t.open()
+	defer repo.Close()
+	files, err := t.files(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	one, err := files.Evaluate(ctx, t.env)
+	if err != nil {
+		return nil, noLook(err)
+	}
+	if one.Mesh == nil {
+		return nil, c.rejected(files.Name(), one)
+	}
+	return viewOf(one), nil
+}
+
+// view is of the repository where --dir or --rev ask for it, or where there is no mesh on this machine and policy lies
+// here; else it is of the release that is applied. releases is nil for the repository.
+func (c *cli) view(cmd *cobra.Command, t *target) (v *view, releases *published.Releases, err error) {
+	if t.dir == "" && t.rev == "" && t.env == "" {
+		releases, err = published.Open(c.state)
+		if err == nil {
+			latest, err := releases.Latest()
+			if err != nil {
+				return nil, nil, err
+			}
+			return &view{mesh: latest.Mesh, origins: latest.Origins, release: latest}, releases, nil
+		}
+		if !errors.Is(err, published.ErrNone) || cmd.Flags().Changed("state") {
+			return nil, nil, err
+		}
+		if !hasPolicy(".") {
+			return nil, nil, &hinted{err, "start a mesh with `heddle up`, say where its state is with --state DIR, or name a policy repository with --dir DIR"}
+		}
+	}
+	v, err = c.look(cmd.Context(), t)
+	return v, nil, err
+}
+
 func (c *cli) explainCommand() *cobra.Command {
-	var headers []string
+	var a ask
+	var t target
 	cmd := &cobra.Command{
 		Use:   "explain FROM TO [METHOD PATH]",
 		Short: "Say who may call whom, and which line of which commit says so",
-		Long: `Explain judges a call by the release that is applied, with the very code that sidecars decide with.
-It needs no running program. Exit code 0 is an allowed call, 1 a denied one.
+		Long: `Explain judges a call with the very code that sidecars decide with: the caller's routes and the rules of every
+backend together. It needs no running program. It asks the release that is applied where the state directory has one,
+else the policy repository in this directory; --dir asks the files of another directory, --rev a revision.
 
-FROM is a service ("shop/web"), a SPIFFE ID, or "-" for a caller that proves no identity.
-TO is a service, with a port by name or number where it has several ("shop/ledger:tcp").
-Without METHOD and PATH the connection is judged; rules about routes then match nothing.`,
+` + questionHelp + `
+
+Exit code 0 is an allowed call, 1 a denied one.`,
 		Example: `  heddle explain shop/web shop/api GET /orders
   heddle explain shop/api shop/ledger:tcp
+  heddle explain shop/web shop/api GET /orders --rev origin/main
+  heddle explain shop/web shop/api GET /orders --claim corp:role=admin --header x-tenant=blue
   heddle explain - shop/web GET / -o json`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 2 && len(args) != 4 {
-				return fmt.Errorf("%d arguments do not fit: %s", len(args), cmd.UseLine())
+		Args: questionArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q, err := a.question(args)
+			if err != nil {
+				return err
 			}
-			return nil
-		},
-		RunE: func(_ *cobra.Command, args []string) error {
-			q := question{from: args[0], to: args[1], headers: map[string]string{}}
-			if len(args) == 4 {
-				q.http, q.method, q.path = true, args[2], args[3]
-				if !strings.HasPrefix(q.path, "/") && q.path != "*" {
-					return usagef("PATH %q does not start with /", q.path)
-				}
-				q.path, _, _ = strings.Cut(q.path, "?")
+			v, releases, err := c.view(cmd, &t)
+			if err != nil {
+				return err
 			}
-			for _, h := range headers {
-				name, value, ok := strings.Cut(h, "=")
-				if !ok || !q.http {
-					return usagef("--header %q: want name=value, with METHOD and PATH", h)
-				}
-				q.headers[strings.ToLower(name)] = value
-			}
-			return c.explain(q)
+			return c.explain(q, v, releases)
 		},
 		ValidArgsFunction: c.completeServices(2),
 	}
-	cmd.Flags().StringSliceVar(&headers, "header", nil, "a request header, as `name=value`; may be repeated")
+	a.flags(cmd)
+	t.flags(cmd, "rev", "dir", "env")
 	c.stateFlag(cmd)
 	c.outputFlag(cmd, "table", "json")
 	return cmd
 }
 
-// question is a call to judge.
-type question struct {
-	from, to     string
-	http         bool
-	method, path string
-	headers      map[string]string
-}
-
-// decision is what decided about one service, with where that was written.
-type decision struct {
-	Service mesh.ServiceName `json:"service"`
-	Verdict string           `json:"verdict"` // "allow" or "deny"
-	Reason  string           `json:"reason"`  // one line
-	Rule    string           `json:"rule,omitempty"`
-	Default bool             `json:"default,omitempty"` // no rule matched
-	Pos     diag.Pos         `json:"pos,omitzero"`
-	Weight  *uint32          `json:"weight,omitempty"` // of a backend
-}
-
-// same reports whether two releases decide alike, for the same reason.
-func (d *decision) same(other *decision) bool {
-	return d.Verdict == other.Verdict && d.Rule == other.Rule
-}
-
-// answer is a judged call.
-type answer struct {
-	decision
-	identity string // of the caller; empty: none
-	port     *mesh.InboundPort
-	route    *mesh.Route
-	routePos diag.Pos
-	backends []decision
-	timeout  time.Duration
-	also     []string // the caller's other identities
-}
-
 // explanation is what is printed.
 type explanation struct {
-	APIVersion string           `json:"apiVersion"`
-	Verdict    string           `json:"verdict"`
-	From       explainedCaller  `json:"from"`
-	To         explainedPort    `json:"to"`
-	Method     string           `json:"method,omitempty"`
-	Path       string           `json:"path,omitempty"`
-	Because    decision         `json:"because"`
-	Route      *explainedRoute  `json:"route,omitempty"`
-	Release    explainedRelease `json:"release"`
+	APIVersion string          `json:"apiVersion"`
+	Verdict    string          `json:"verdict"`
+	From       explainedCaller `json:"from"`
+	To         explainedPort   `json:"to"`
+	Method     string          `json:"method,omitempty"`
+	Path       string          `json:"path,omitempty"`
+	Because    expect.Decision `json:"because"`
+	Route      *explainedRoute `json:"route,omitempty"`
+	// Release is set where a release was asked, Revision where the repository was.
+	Release  *explainedRelease  `json:"release,omitempty"`
+	Revision *explainedRevision `json:"revision,omitempty"`
 	// Since is the earliest of the consecutive kept releases that decide so, by the same rule.
-	Since explainedRelease `json:"since"`
+	Since *explainedRelease `json:"since,omitempty"`
 	// Before is what the release before that one decided; none: it is no longer kept, or there was none.
-	Before  *decision `json:"before,omitempty"`
-	Nearest *nearest  `json:"nearest,omitempty"`
+	Before  *expect.Decision `json:"before,omitempty"`
+	Nearest *nearest         `json:"nearest,omitempty"`
 }
 
 type explainedCaller struct {
-	Name     string   `json:"name"`
-	Identity string   `json:"identity,omitempty"`
-	Others   []string `json:"others,omitempty"` // further identities of the service, judged on their own
+	Name     string `json:"name"`
+	Identity string `json:"identity,omitempty"`
+	// Others are further identities of the service, each judged on its own.
+	Others []explainedIdentity `json:"others,omitempty"`
+}
+
+type explainedIdentity struct {
+	Identity string `json:"identity"`
+	Verdict  string `json:"verdict"`
 }
 
 type explainedPort struct {
@@ -131,10 +289,10 @@ type explainedPort struct {
 }
 
 type explainedRoute struct {
-	ID       string     `json:"id"`
-	Pos      diag.Pos   `json:"pos,omitzero"`
-	Timeout  string     `json:"timeout,omitempty"`
-	Backends []decision `json:"backends"`
+	ID       string            `json:"id"`
+	Pos      diag.Pos          `json:"pos,omitzero"`
+	Timeout  string            `json:"timeout,omitempty"`
+	Backends []expect.Decision `json:"backends,omitempty"`
 }
 
 type explainedRelease struct {
@@ -145,6 +303,18 @@ type explainedRelease struct {
 	Published time.Time `json:"published"`
 }
 
+// explainedRevision is a commit; without a hash it is the work tree.
+type explainedRevision struct {
+	Commit  string    `json:"commit,omitempty"`
+	Subject string    `json:"subject,omitempty"`
+	Author  string    `json:"author,omitempty"`
+	Time    time.Time `json:"time,omitzero"`
+}
+
+func describeCommit(c source.Commit) *explainedRevision {
+	return &explainedRevision{Commit: c.Hash, Subject: c.Subject, Author: c.Author, Time: c.Time}
+}
+
 // nearest is the allow rule that a denied call came closest to.
 type nearest struct {
 	Rule   string   `json:"rule"`
@@ -152,65 +322,69 @@ type nearest struct {
 	Allows []string `json:"allows"`
 }
 
-func (c *cli) explain(q question) error {
-	r, err := published.Open(c.state)
-	if err != nil {
-		return err
-	}
-	now, err := r.Latest()
-	if err != nil {
-		return err
-	}
-	a, err := q.judge(now)
-	if err != nil {
-		return err
-	}
+// describe makes an explanation of answers, the first identity's first.
+func describe(q *expect.Question, v *view, answers []*expect.Answer) explanation {
+	a := answers[0]
 	x := explanation{
 		APIVersion: apiVersion, Verdict: a.Verdict,
-		From:    explainedCaller{Name: q.from, Identity: a.identity, Others: a.also},
-		To:      explainedPort{Service: a.Service, Port: a.port.Name, Number: a.port.Port},
-		Method:  q.method,
-		Path:    q.path,
-		Because: a.decision,
-		Release: describeRelease(now),
-		Since:   describeRelease(now),
+		From:   explainedCaller{Name: q.From, Identity: a.Call.Peer},
+		To:     explainedPort{Service: a.Call.Service, Port: a.Port.Name, Number: a.Port.Port},
+		Method: q.Method, Path: q.Path, Because: a.Decision,
 	}
-	if q.from == "-" {
+	if q.From == expect.Stranger {
 		x.From.Name = "a caller without identity"
 	}
-	if a.route != nil {
-		x.Route = &explainedRoute{ID: a.route.ID, Pos: a.routePos, Backends: a.backends}
-		if a.timeout > 0 {
-			x.Route.Timeout = a.timeout.String()
+	for _, other := range answers[1:] {
+		x.From.Others = append(x.From.Others, explainedIdentity{other.Call.Peer, other.Verdict})
+	}
+	if a.Route != nil {
+		x.Route = &explainedRoute{ID: a.Route.ID, Pos: a.RoutePos, Backends: a.Backends}
+		if a.Route.Timeouts.Request > 0 {
+			x.Route.Timeout = a.Route.Timeouts.Request.String()
 		}
 	}
-	if a.Verdict == "deny" {
-		x.Nearest = q.nearest(now, a)
+	if a.Verdict == expect.Deny {
+		x.Nearest = nearestTo(v, a)
 	}
-	if err := q.history(r, now, a, &x); err != nil {
+	if v.release == nil {
+		x.Revision = describeCommit(v.commit)
+	}
+	return x
+}
+
+func (c *cli) explain(q *expect.Question, v *view, releases *published.Releases) error {
+	answers, err := v.answer(q)
+	if err != nil {
 		return err
+	}
+	x := describe(q, v, answers)
+	if v.release != nil {
+		x.Release, x.Since = describeRelease(v.release), describeRelease(v.release)
+		if err := history(q, releases, v.release, answers[0], &x); err != nil {
+			return err
+		}
 	}
 	if c.output == "json" {
 		err = writeJSON(c.stdout, x)
 	} else {
 		err = c.printExplanation(x)
 	}
-	if err == nil && a.Verdict == "deny" {
+	if err == nil && slices.ContainsFunc(answers, func(a *expect.Answer) bool { return a.Verdict == expect.Deny }) {
 		err = errProblems
 	}
 	return err
 }
 
-func describeRelease(a *published.Release) explainedRelease {
+func describeRelease(a *published.Release) *explainedRelease {
 	x := explainedRelease{Epoch: a.Record.Epoch, Commit: a.Record.Commit(), Published: a.Record.Published}
 	if len(a.Record.Sources) > 0 {
 		x.Subject, x.Author = a.Record.Sources[0].Subject, a.Record.Sources[0].Author
 	}
-	return x
+	return &x
 }
 
 // history finds since when the answer holds.
-func (q question) history(r *published.Releases, now *published.Release, a *answer, x *explanation) error {
+func history(q *expect.Question, r *published.Releases, now *published.Release, a *expect.Answer, x *explanation) error {
 	epochs, err := r.Epochs()
 	if err != nil {
 		return err
@@ -223,13 +397,13 @@ func (q question) history(r *published.Releases, now *published.Release, a *answ
 		if err != nil {
 			return nil // what is kept no longer reaches further back
 		}
-		was, err := q.judge(older)
+		was, err := (&view{mesh: older.Mesh, origins: older.Origins, release: older}).answer(q)
 		if err != nil {
-			x.Before = &decision{Service: a.Service, Verdict: "deny", Reason: err.Error()}
+			x.Before = &expect.Decision{Service: a.Service, Verdict: expect.Deny, Reason: err.Error()}
 			return nil
 		}
-		if !was.same(&a.decision) {
-			x.Before = &was.decision
+		if !was[0].Same(a) {
+			x.Before = &was[0].Decision
 			return nil
 		}
 		x.Since = describeRelease(older)
@@ -237,150 +411,10 @@ func (q question) history(r *published.Releases, now *published.Release, a *answ
 	return nil
 }
 
-// judge answers a question by a release.
-func (q question) judge(r *published.Release) (*answer, error) {
-	service, portName, _ := strings.Cut(q.to, ":")
-	in, ok := r.Mesh.InboundOf(mesh.ServiceName(service))
-	if !ok {
-		return nil, unknownService(r.Mesh, "TO", service)
-	}
-	port, err := pickPort(in, portName, q.http)
-	if err != nil {
-		return nil, err
-	}
-	a := &answer{port: port, decision: decision{Service: in.Service}}
-	switch {
-	case q.from == "-":
-	case strings.HasPrefix(q.from, "spiffe://"):
-		id, err := spiffe.ParseID(q.from)
-		if err != nil {
-			return nil, usagef("FROM: %w", err)
-		}
-		a.identity = string(id)
-	default:
-		caller, ok := r.Mesh.InboundOf(mesh.ServiceName(q.from))
-		if !ok {
-			return nil, unknownService(r.Mesh, "FROM", q.from)
-		}
-		a.identity, a.also = caller.Identities[0], caller.Identities[1:]
-	}
-	request := &decide.Request{Peer: a.identity, HTTP: q.http, Method: q.method, Path: q.path,
-		Header: func(name string) (string, bool) { v, ok := q.headers[name]; return v, ok }}
-
-	// The caller's sidecar routes first; a caller without one comes to the service's own door.
-	if a.identity != "" && q.http {
-		if out, ok := r.Mesh.OutboundOf(in.Service); ok {
-			if p, ok := out.Port(port.Name); ok && p.Protocol != mesh.TCP && p.Protocol != mesh.Opaque {
-				route, ok := decide.MatchRoute(out, p, request)
-				if !ok {
-					a.Verdict, a.Reason = "deny", fmt.Sprintf("no route of %s matches the request: 404", in.Service)
-					return a, nil
-				}
-				a.route = route
-			}
-		}
-	}
-	if a.route == nil {
-		a.decision = authorize(r, in, port, request)
-		return a, nil
-	}
-	a.routePos, a.timeout = r.Origins[a.route.ID], a.route.Timeouts.Request
-	for _, b := range a.route.Backends {
-		d := decision{Service: b.Service, Verdict: "deny", Reason: "it does not exist"}
-		if in, ok := r.Mesh.InboundOf(b.Service); ok {
-			if p, ok := in.Port(b.Port); ok {
-				d = authorize(r, in, p, request)
-			}
-		}
-		d.Weight = &b.Weight
-		a.backends = append(a.backends, d)
-	}
-	// The call is allowed where every backend that takes requests allows it; what denies is what a reader looks for.
-	takes := func(d decision) bool { return *d.Weight > 0 }
-	at := slices.IndexFunc(a.backends, func(d decision) bool { return takes(d) && d.Verdict == "deny" })
-	if at < 0 {
-		at = slices.IndexFunc(a.backends, takes)
-	}
-	if at < 0 {
-		a.Verdict, a.Reason = "deny", fmt.Sprintf("route %s sends requests nowhere: every weight is 0", a.route.ID)
-		return a, nil
-	}
-	a.decision = a.backends[at]
-	a.decision.Weight = nil
-	return a, nil
-}
-
-// authorize is the verdict of a service's own sidecar.
-func authorize(r *published.Release, in *mesh.Inbound, port *mesh.InboundPort, request *decide.Request) decision {
-	d := decision{Service: in.Service, Verdict: "deny"}
-	if request.Peer == "" && port.MTLS != mesh.Permissive {
-		d.Rule, d.Pos = port.DefaultID, r.Origins[port.DefaultID]
-		d.Reason = fmt.Sprintf("port %s takes mTLS only, and the caller proves no identity", port.Name)
-		return d
-	}
-	if request.HTTP && port.CanonicalPaths && !decide.CanonicalPath(request.Path) {
-		d.Reason = "the path is not in canonical form, and rules of the port judge by path: 400"
-		return d
-	}
-	v := decide.Authorize(in, port, request)
-	d.Rule, d.Default, d.Pos = v.Rule, v.Default, r.Origins[v.Rule]
-	switch {
-	case v.Allowed && v.Default:
-		d.Verdict, d.Reason = "allow", fmt.Sprintf("no rule matches, and the port's default is %s", port.Default)
-	case v.Allowed:
-		d.Verdict, d.Reason = "allow", "rule "+v.Rule
-	case v.Default && request.Peer == "":
-		d.Reason = "no rule allows a caller without identity (default deny)"
-	case v.Default:
-		d.Reason = fmt.Sprintf("no rule allows %s (default deny)", request.Peer)
-	default:
-		d.Reason = "rule " + v.Rule
-	}
-	return d
-}
-
-func pickPort(in *mesh.Inbound, name string, http bool) (*mesh.InboundPort, error) {
-	var names []string
-	var fits []*mesh.InboundPort
-	for i := range in.Ports {
-		p := &in.Ports[i]
-		names = append(names, p.Name)
-		switch {
-		case name == p.Name || name == strconv.Itoa(int(p.Port)):
-			return p, nil
-		case name == "" && (!http || p.Protocol != mesh.TCP && p.Protocol != mesh.Opaque):
-			fits = append(fits, p)
-		}
-	}
-	switch {
-	case len(names) == 0:
-		return nil, usagef("TO: %s has no ports: nobody calls it", in.Service)
-	case name != "":
-		return nil, usagef("TO: %s has no port %q; it has %s", in.Service, name, strings.Join(names, ", "))
-	case len(fits) == 1:
-		return fits[0], nil
-	case len(fits) == 0:
-		return nil, usagef("TO: no port of %s speaks HTTP; leave METHOD and PATH out, or name one of %s", in.Service, strings.Join(names, ", "))
-	}
-	return nil, usagef("TO: %s has several ports; write %s:%s, with one of %s", in.Service, in.Service, names[0], strings.Join(names, ", "))
-}
-
-func unknownService(m *mesh.Mesh, what, name string) error {
-	var names []string
-	for i := range m.Inbound {
-		names = append(names, string(m.Inbound[i].Service))
-	}
-	err := fmt.Errorf("%s: there is no service %q in the release that is applied", what, name)
-	if near := diag.Nearest(name, names); near != "" {
-		return &usageError{err: &hinted{err, fmt.Sprintf("did you mean %s?", near)}}
-	}
-	return &usageError{err: &hinted{err, "write it as namespace/name; there are " + strings.Join(names[:min(len(names), 8)], ", ")}}
-}
-
-// nearest looks for the allow rule of the denying service that comes closest: one that knows the caller but not the
+// nearestTo looks for the allow rule of the denying service that comes closest: one that knows the caller but not the
 // request, else the first on the port.
-func (q question) nearest(r *published.Release, a *answer) *nearest {
-	in, ok := r.Mesh.InboundOf(a.Service)
+func nearestTo(v *view, a *expect.Answer) *nearest {
+	in, ok := v.mesh.InboundOf(a.Service)
 	if !ok {
 		return nil
 	}
@@ -388,12 +422,10 @@ func (q question) nearest(r *published.Release, a *answer) *nearest {
 	known := false
 	for i := range in.Rules {
 		rule := &in.Rules[i]
-		if rule.Action != mesh.Allow || len(rule.Ports) > 0 && !slices.Contains(rule.Ports, a.port.Name) {
+		if rule.Action != mesh.Allow || rule.Shadow || len(rule.Ports) > 0 && !slices.Contains(rule.Ports, a.Port.Name) {
 			continue
 		}
-		knows := slices.ContainsFunc(rule.From, func(p mesh.Peer) bool {
-			return p.Unauthenticated || a.identity != "" && (p.Authenticated || p.Identity == a.identity)
-		})
+		knows := slices.ContainsFunc(rule.From, func(p mesh.Peer) bool { return covers(p, a.Call.Peer) })
 		if best == nil || knows && !known {
 			best, known = rule, knows
 		}
@@ -401,21 +433,36 @@ func (q question) nearest(r *published.Release, a *answer) *nearest {
 	if best == nil {
 		return nil
 	}
-	n := &nearest{Rule: best.ID, Pos: r.Origins[best.ID]}
+	n := &nearest{Rule: best.ID, Pos: v.origins[best.ID]}
 	for _, p := range best.From {
 		switch {
 		case p.Unauthenticated:
 			n.Allows = append(n.Allows, "everybody")
 		case p.Authenticated:
 			n.Allows = append(n.Allows, "every proven identity")
+		case p.Prefix != "":
+			n.Allows = append(n.Allows, p.Prefix+"*")
+		case p.Suffix != "":
+			n.Allows = append(n.Allows, "*"+p.Suffix)
 		default:
-			n.Allows = append(n.Allows, nameOf(r.Mesh, p.Identity))
+			n.Allows = append(n.Allows, nameOf(v.mesh, p.Identity))
 		}
 	}
 	for _, id := range best.Routes {
 		n.Allows = append(n.Allows, "on route "+id)
 	}
+	if len(best.Methods) > 0 {
+		n.Allows = append(n.Allows, "with "+strings.Join(best.Methods, " or "))
+	}
+	for _, p := range best.Paths {
+		n.Allows = append(n.Allows, "on "+cmp.Or(p.Exact, p.Template, p.Prefix+" and below"))
+	}
 	return n
+}
+
+func covers(p mesh.Peer, id string) bool {
+	return p.Unauthenticated || id != "" && (p.Authenticated || p.Identity == id ||
+		p.Prefix != "" && strings.HasPrefix(id, p.Prefix) || p.Suffix != "" && strings.HasSuffix(id, p.Suffix))
 }
 
 // nameOf is the service with an identity, or the identity.
@@ -428,66 +475,86 @@ func nameOf(m *mesh.Mesh, identity string) string {
 	return identity
 }
 
-func (c *cli) printExplanation(x explanation) error {
+// fields writes the lines of an explanation.
+type fields struct{ strings.Builder }
+
+func (b *fields) line(field, text string) { fmt.Fprintf(b, "  %-9s%s\n", field, terminal.Clean(text)) }
+
+// at writes a place under a field, if there is one.
+func (b *fields) at(p diag.Pos) {
+	if !p.IsZero() {
+		b.line("", p.Short())
+	}
+}
+
+// headLine is the verdict over the call.
+func (c *cli) headLine(x *explanation) string {
 	mark, verdict := terminal.Good, "ALLOW"
-	if x.Verdict == "deny" {
+	if x.Verdict == expect.Deny {
 		mark, verdict = terminal.Trouble, "DENY"
 	}
-	var b strings.Builder
-	line := func(field, text string) { fmt.Fprintf(&b, "  %-9s%s\n", field, terminal.Clean(text)) }
 	head := fmt.Sprintf("%s %s %s:%d", x.From.Name, c.out.Arrow(), x.To.Service, x.To.Number)
 	if x.Method != "" {
 		head += "  " + x.Method + " " + x.Path
 	}
-	fmt.Fprintf(&b, "%s  %s\n", c.out.Paint(mark, verdict), terminal.Clean(head))
-	line("because", x.Because.Reason)
-	if !x.Because.Pos.IsZero() {
-		line("", x.Because.Pos.Short())
-	}
+	return fmt.Sprintf("%s  %s\n", c.out.Paint(mark, verdict), terminal.Clean(head))
+}
+
+func (c *cli) printExplanation(x explanation) error {
+	var b fields
+	b.WriteString(c.headLine(&x))
+	b.line("because", x.Because.Reason)
+	b.at(x.Because.Pos)
 	if r := x.Route; r != nil {
 		text := r.ID
 		if r.Timeout != "" {
 			text += ", timeout " + r.Timeout
 		}
-		line("route", text)
-		if !r.Pos.IsZero() {
-			line("", r.Pos.Short())
-		}
+		b.line("route", text)
+		b.at(r.Pos)
 		for _, d := range r.Backends {
-			line("", strings.TrimSpace(fmt.Sprintf("%3d%% %s  %s  %s", *d.Weight, d.Service, d.Verdict, place(d))))
+			share := fmt.Sprintf("%3d%%", *d.Weight)
+			if d.Mirror {
+				share = "copy"
+			}
+			b.line("", strings.TrimSpace(fmt.Sprintf("%s %s  %s  %s", share, d.Service, d.Verdict, d.Place())))
 		}
 	}
-	line("release", releaseLine(x.Release))
-	if x.Since.Epoch != x.Release.Epoch {
-		line("since", releaseLine(x.Since))
-	}
-	if x.Before != nil {
-		if x.Since.Epoch == x.Release.Epoch {
-			line("since", "this release")
+	switch {
+	case x.Release != nil:
+		b.line("release", releaseLine(x.Release))
+		if x.Since.Epoch != x.Release.Epoch {
+			b.line("since", releaseLine(x.Since))
 		}
-		line("", fmt.Sprintf("before it: %s by %s", strings.ToUpper(x.Before.Verdict), place(*x.Before)))
+		if x.Before != nil {
+			if x.Since.Epoch == x.Release.Epoch {
+				b.line("since", "this release")
+			}
+			b.line("", fmt.Sprintf("before it: %s by %s", strings.ToUpper(x.Before.Verdict), x.Before.Place()))
+		}
+	case x.Revision.Commit != "":
+		b.line("commit", commitLine(x.Revision))
+	default:
+		b.line("policy", "the work tree, committed or not")
 	}
 	if n := x.Nearest; n != nil {
-		line("nearest", fmt.Sprintf("%s allows %s", n.Rule, strings.Join(n.Allows, ", ")))
-		if !n.Pos.IsZero() {
-			line("", n.Pos.Short())
-		}
+		b.line("nearest", fmt.Sprintf("%s allows %s", n.Rule, strings.Join(n.Allows, ", ")))
+		b.at(n.Pos)
 	}
 	if len(x.From.Others) > 0 {
-		line("note", fmt.Sprintf("judged as %s; the service also has %s", x.From.Identity, strings.Join(x.From.Others, ", ")))
+		b.line("note", "judged as "+x.From.Identity)
+		for _, o := range x.From.Others {
+			b.line("", fmt.Sprintf("%s as %s", strings.ToUpper(o.Verdict), o.Identity))
+		}
 	}
 	_, err := io.WriteString(c.stdout, b.String())
 	return err
 }
 
-// place is where a decision was written or, where no line says it, why.
-func place(d decision) string {
-	if d.Pos.IsZero() {
-		return d.Reason
-	}
-	return d.Pos.Short()
+func releaseLine(r *explainedRelease) string {
+	return fmt.Sprintf("%s %q (%s), epoch %d, %s ago", short(r.Commit), r.Subject, person(r.Author), r.Epoch, since(r.Published))
 }
 
-func releaseLine(r explainedRelease) string {
-	return fmt.Sprintf("%s %q (%s), epoch %d, %s ago", short(r.Commit), r.Subject, person(r.Author), r.Epoch, since(r.Published))
+func commitLine(r *explainedRevision) string {
+	return fmt.Sprintf("%s %q (%s), %s", short(r.Commit), r.Subject, person(r.Author), r.Time.Format("2006-01-02 15:04"))
 }

@@ -94,8 +94,8 @@ Start with "heddle up": a whole mesh on this machine, with an example to change.
 			root.AddCommand(cmd)
 		}
 	}
-	in("look", c.statusCommand(), c.explainCommand(), c.edgesCommand(), c.proxiesCommand(), c.historyCommand(), c.waitCommand())
-	in("policy", c.checkCommand(), c.policyCommand())
+	in("look", c.statusCommand(), c.explainCommand(), c.atCommand(), c.edgesCommand(), c.proxiesCommand(), c.historyCommand(), c.waitCommand())
+	in("policy", c.checkCommand(), c.testCommand(), c.blameCommand(), c.policyCommand())
 	in("run", program(c.upCommand()), program(reconcilerCommand()), program(controlplaneCommand()))
 	in("operate", c.resumeCommand(), c.hintCommand(), c.tokenCommand(), c.enrolmentsCommand(), c.revokeCommand(), c.keyCommand())
 	in("more", c.completionCommand(), c.versionCommand())

@@ -64,6 +64,7 @@ func words(cmd *cobra.Command, more ...string) []string {
 // arguments that get each command past its own checks, to where it needs a mesh.
 var arguments = map[string][]string{
 	"heddle explain":      {"shop/web", "shop/api"},
+	"heddle at":           {"2h", "shop/web", "shop/api"},
 	"heddle wait":         {"3f9c2ab", "--timeout=50ms"},
 	"heddle resume":       {"--accept-rewind"},
 	"heddle revoke":       {"shop/web-1"},
@@ -74,7 +75,7 @@ var arguments = map[string][]string{
 // needsMesh are the commands that ask a running mesh, with the exit code where there is none.
 var needsMesh = map[string]int{
 	"heddle status": exitNoLook, "heddle history": exitNoLook, "heddle proxies": exitNoLook, "heddle edges": exitNoLook,
-	"heddle explain": exitNoLook, "heddle resume": exitNoLook, "heddle hint": exitNoLook, "heddle token create": exitNoLook,
+	"heddle explain": exitNoLook, "heddle at": exitNoLook, "heddle resume": exitNoLook, "heddle hint": exitNoLook, "heddle token create": exitNoLook,
 	"heddle enrolments": exitNoLook, "heddle revoke": exitNoLook, "heddle up kill": exitNoLook, "heddle wait": exitTimeout,
 }
 

@@ -218,6 +218,29 @@ func (f *Files) Copy() (*Files, error) {
 	return out, nil
 }
 
+// Line is a line of a file, without the white space around it; "" where there is none.
+func (f *Files) Line(p diag.Pos) string {
+	text := f.content[p.File]
+	if f.snapshot != nil {
+		i := slices.IndexFunc(f.snapshot.Files, func(file source.File) bool { return file.Path == p.File })
+		if i < 0 {
+			return ""
+		}
+		var err error
+		if text, err = f.snapshot.Read(f.snapshot.Files[i]); err != nil {
+			return "" // it was read for the evaluation; a place without its text is still a place
+		}
+	}
+	n := 1
+	for line := range bytes.Lines(text) {
+		if n == p.Line {
+			return string(bytes.TrimSpace(line))
+		}
+		n++
+	}
+	return ""
+}
+
 // Log walks first parents from a commit, newest first, through those that changed the directory.
 func (r *Repository) Log(ctx context.Context, from source.Commit) iter.Seq2[source.Commit, error] {
 	return func(yield func(source.Commit, error) bool) {
