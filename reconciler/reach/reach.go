@@ -1,0 +1,646 @@
+// Package reach answers questions about all calls at once. It cuts the calls to one port of one service into finitely
+// many classes by the rules and routes that can influence them: within a class no rule, no route and no condition can
+// tell two calls apart, so one representative judged by package decide stands for all of them. What is found so holds of
+// every canonical request of every caller, and what is found comes with a concrete call that shows it.
+//
+// A class is a combination of one value for each of: the caller, whether a request is seen, path, method, headers,
+// parameters of the query, tokens' claims, server name, address, and the time with respect to rules that end. Regular
+// expressions of routes are the one thing that is not cut exactly: they get sample strings and, for proofs, stand as
+// conditions that may or may not hold on their own ([Abstract]).
+//
+// Package plan compares two meshes by it; [Prove] proves invariants. It knows nothing of CUE or Git, does no I/O and
+// looks at no clock; the work is bounded by a count of classes, never by time, so that results are the same everywhere.
+package reach
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/heddle-mesh/heddle/schema/decide"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+)
+
+// Budget is how many classes of calls to one port are judged, if the caller does not say otherwise.
+const Budget = 2_000_000
+
+// ErrBudget says that there are more classes than may be judged.
+var ErrBudget = errors.New("too many classes of calls to judge them all")
+
+// Space is the calls to one port of one service, cut into classes.
+type Space struct {
+	Service mesh.ServiceName
+	Port    string
+	// Peers are the classes of callers.
+	Peers []Peer
+
+	conds    []cond
+	patterns []mesh.PathMatch // whose outcomes tell paths apart
+	paths    []string
+	pathSig  map[string]int
+	pathBits []set // of conds whose path holds
+	methods  []string
+	other    int // the index of the method that stands for all that no condition names
+	methBits []set
+	dims     []dim
+	slots    map[string]int // of dims, by kind and name
+	http     bool           // requests can be seen
+	raw      bool           // the port never is without HTTP in what it declares; only for wording
+	callers  *Callers
+	budget   int
+	overflow bool
+}
+
+// Question is what a space is about.
+type Question struct {
+	Service mesh.ServiceName
+	Port    string
+	// Meshes are those in which calls will be judged: one, or the two sides of a change.
+	Meshes []*mesh.Mesh
+	// Callers are the declared identities; see [NewCallers].
+	Callers *Callers
+	// Routed says that callers' routes and the backends behind them count, not only the service's own door.
+	Routed bool
+	// Now is the earliest time of interest.
+	Now time.Time
+	// Budget is 0 for [Budget].
+	Budget int
+	// Flow cuts along an invariant's borders too.
+	Flow *mesh.Flow
+}
+
+// cond is a conjunction of conditions somewhere in a rule or a match; what it asks for makes the cuts.
+type cond struct {
+	from      []mesh.Peer // nil: anybody
+	namespace string      // of the caller, for consumer routes; "": any
+	methods   []string
+	paths     [][]mesh.PathMatch // each of the lists must hold by one of its elements
+	loose     bool               // it judges a path that was rewritten: paths do not bound where it counts
+	headers   []mesh.HeaderMatch
+	query     []mesh.HeaderMatch
+	networks  []netip.Prefix
+	sni       []string
+	jwt       *mesh.JWTMatch
+	until     time.Time
+	dims      set // which dimensions it looks at
+}
+
+// set is a set of small numbers.
+type set []uint64
+
+func newSet(n int) set       { return make(set, (n+63)/64) }
+func (s set) add(i int)      { s[i/64] |= 1 << (i % 64) }
+func (s set) has(i int) bool { return s[i/64]>>(i%64)&1 == 1 }
+func (s set) addAll(other set) {
+	for i := range other {
+		s[i] |= other[i]
+	}
+}
+func (s set) key() string {
+	b := make([]byte, 0, 8*len(s))
+	for _, w := range s {
+		for k := range 8 {
+			b = append(b, byte(w>>(8*k)))
+		}
+	}
+	return string(b)
+}
+func (s set) each(f func(i int)) {
+	for k, w := range s {
+		for w != 0 {
+			f(64*k + bits.TrailingZeros64(w))
+			w &= w - 1
+		}
+	}
+}
+
+// New cuts the calls to a port. It returns [ErrBudget] where a single dimension is already too large.
+func New(q *Question) (*Space, error) {
+	s := &Space{Service: q.Service, Port: q.Port, callers: q.Callers, budget: q.Budget, slots: map[string]int{}}
+	if s.budget == 0 {
+		s.budget = Budget
+	}
+	g := &gatherer{s: s, port: q.Port}
+	for _, m := range q.Meshes {
+		if m == nil {
+			continue
+		}
+		if in, ok := m.InboundOf(q.Service); ok {
+			if p, ok := in.Port(q.Port); ok {
+				s.http = s.http || p.Protocol != mesh.TCP && p.Protocol != mesh.Opaque && p.Protocol != mesh.TLS
+			}
+			g.door(in, q.Port, nil, nil)
+		}
+		if out, ok := m.OutboundOf(q.Service); ok && q.Routed {
+			g.routes(m, out)
+		}
+	}
+	if f := q.Flow; f != nil {
+		c := cond{from: f.From, methods: f.To.Methods}
+		if len(f.To.Paths) > 0 {
+			c.paths = [][]mesh.PathMatch{f.To.Paths}
+		}
+		for _, p := range f.From {
+			// A flow's "unauthenticated" means those without an identity only, which are a class of their own anyway.
+			if p.Unauthenticated {
+				c.from = nil
+			}
+		}
+		g.add(c)
+		for _, p := range f.From {
+			if !p.Unauthenticated {
+				g.add(cond{from: []mesh.Peer{p}})
+			}
+		}
+	}
+	s.cutPaths(g)
+	s.cutMethods()
+	s.cutRest(g, q.Now)
+	s.cutPeers(g)
+	if s.overflow {
+		return s, ErrBudget
+	}
+	return s, nil
+}
+
+// gatherer collects conditions.
+type gatherer struct {
+	s      *Space
+	port   string
+	extra  []mesh.PathMatch    // patterns of backends, pulled back through rewrites
+	added  map[string][]string // values that filters add to a header
+	spaces []string            // namespaces with routes of their own
+}
+
+func (g *gatherer) add(c cond) { g.s.conds = append(g.s.conds, c) }
+
+// door takes the conditions of a service's own rules on one of its ports. pull, if any, are the rewrites of paths on the
+// way there.
+func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite, hosts []mesh.PathMatch) {
+	p, ok := in.Port(port)
+	if !ok {
+		return
+	}
+	if p.Default == mesh.ClusterAuthenticated || p.Default == mesh.ClusterUnauthenticated {
+		g.add(cond{networks: in.ClusterNetworks})
+	}
+	for i := range in.Rules {
+		r := &in.Rules[i]
+		if r.Action == mesh.AuditRule || r.Shadow || !decide.OnPort(r, port) {
+			continue
+		}
+		base := cond{from: r.From, methods: r.Methods, headers: r.Headers, sni: r.SNI, jwt: r.JWT, until: r.Until, loose: len(pull) > 0}
+		for _, n := range r.Networks {
+			base.networks = append(append(base.networks, n.CIDR), n.Except...)
+		}
+		if len(r.Paths) > 0 {
+			base.paths = [][]mesh.PathMatch{r.Paths}
+			g.pullBack(r.Paths, pull)
+		}
+		if len(r.Routes) == 0 {
+			g.add(base)
+			continue
+		}
+		for j := range in.Routes {
+			route := &in.Routes[j]
+			if route.Port != port || !slices.Contains(r.Routes, route.ID) {
+				continue
+			}
+			if len(route.Matches) == 0 {
+				g.add(base)
+			}
+			for k := range route.Matches {
+				g.add(g.with(base, &route.Matches[k], pull))
+			}
+		}
+	}
+}
+
+// with is a condition and a match's.
+func (g *gatherer) with(c cond, m *mesh.Match, pull []rewrite) cond {
+	c.headers = slices.Concat(c.headers, m.Headers)
+	c.query = slices.Concat(c.query, m.Query)
+	if m.Method != "" {
+		// Both must hold; for the cuts it is enough that each of them is one.
+		g.add(cond{from: c.from, methods: c.methods, paths: c.paths, loose: c.loose})
+		c.methods = []string{m.Method}
+	}
+	if m.Path != (mesh.PathMatch{}) {
+		one := []mesh.PathMatch{m.Path}
+		c.paths = append(slices.Clone(c.paths), one)
+		g.pullBack(one, pull)
+	}
+	return c
+}
+
+// routes takes the conditions of a service's routes, and of the doors of all backends behind them.
+func (g *gatherer) routes(m *mesh.Mesh, out *mesh.Outbound) {
+	take := func(ns string, p *mesh.OutboundPort) {
+		used := map[string][]*mesh.Match{}
+		for i := range p.Matches {
+			match := &p.Matches[i]
+			g.add(g.with(cond{namespace: ns}, match, nil))
+			used[match.Route] = append(used[match.Route], match)
+		}
+		for _, h := range p.Hosts {
+			if h.Name != "" {
+				g.add(cond{namespace: ns, sni: []string{h.Name}})
+			}
+			used[h.Route] = append(used[h.Route], nil)
+		}
+		if p.Connections != "" {
+			used[p.Connections] = append(used[p.Connections], nil)
+		}
+		for _, id := range sortedKeys(used) {
+			if r, ok := out.Route(id); ok {
+				g.backends(m, r, used[id])
+			}
+		}
+	}
+	if p, ok := out.Port(g.port); ok {
+		take("", p)
+	}
+	for i := range out.Consumers {
+		c := &out.Consumers[i]
+		for j := range c.Ports {
+			if c.Ports[j].Name == g.port {
+				g.spaces = append(g.spaces, c.Namespace)
+				g.add(cond{namespace: c.Namespace})
+				take(c.Namespace, &c.Ports[j])
+			}
+		}
+	}
+}
+
+// backends takes the doors behind a route.
+func (g *gatherer) backends(m *mesh.Mesh, r *mesh.Route, matches []*mesh.Match) {
+	behind := func(service mesh.ServiceName, port string, pull []rewrite) {
+		if in, ok := m.InboundOf(service); ok {
+			g.door(in, port, pull, nil)
+		}
+	}
+	pull := g.edits(nil, r.Filters, matches)
+	for _, f := range r.Filters {
+		if f.Mirror != nil {
+			behind(f.Mirror.Service, f.Mirror.Port, pull)
+		}
+	}
+	for i := range r.Backends {
+		b := &r.Backends[i]
+		own := g.edits(pull, b.Filters, matches)
+		behind(b.Service, b.Port, own)
+		for _, f := range b.Filters {
+			if f.Mirror != nil {
+				behind(f.Mirror.Service, f.Mirror.Port, own)
+			}
+		}
+	}
+}
+
+// edits is what filters do to a path, after what was done before, and notes the headers that they add to.
+func (g *gatherer) edits(before []rewrite, filters []mesh.Filter, matches []*mesh.Match) []rewrite {
+	out := slices.Clone(before)
+	for _, f := range filters {
+		if f.RequestHeaders != nil {
+			for _, h := range f.RequestHeaders.Add {
+				if g.added == nil {
+					g.added = map[string][]string{}
+				}
+				g.added[h.Name] = append(g.added[h.Name], h.Value)
+			}
+		}
+		if f.Rewrite == nil || f.Rewrite.Path == (mesh.PathEdit{}) {
+			continue
+		}
+		earlier := slices.Clone(out)
+		for _, m := range matches {
+			from := ""
+			if m != nil {
+				from = strings.TrimSuffix(m.Path.Prefix, "/")
+			}
+			e := rewrite{from: from, to: strings.TrimSuffix(f.Rewrite.Path.Prefix, "/"), full: f.Rewrite.Path.Full}
+			out = append(out, e)
+			// One edit after another: what the second reads is what the first wrote.
+			for _, first := range earlier {
+				e.first = &first
+				out = append(out, e)
+			}
+		}
+	}
+	return out
+}
+
+// needs says which dimensions a condition looks at.
+func (s *Space) slot(kind dimKind, name string) (int, bool) {
+	i, ok := s.slots[string(kind)+"\x00"+name]
+	return i, ok
+}
+
+// Cell is one class of calls, with its representative. It is reused from one to the next.
+type Cell struct {
+	// Call is the representative; its functions look at the cell, so they are good only until the next one.
+	Call decide.Call
+	Peer int // of Space.Peers
+
+	path, method int
+	vals         []int // of each dimension; -1: nothing looks at it
+	s            *Space
+}
+
+// Key names the class within its space.
+func (c *Cell) Key() Key {
+	k := Key{Peer: c.Peer, Path: -1, Method: -1}
+	if c.Call.HTTP {
+		k.Path, k.Method = c.path, c.method
+	}
+	b := make([]byte, 0, len(c.vals))
+	for _, v := range c.vals {
+		b = append(b, byte(v+1), byte((v+1)>>8))
+	}
+	k.Rest = string(b)
+	return k
+}
+
+// Key is a comparable name of a class.
+type Key struct {
+	Peer, Path, Method int
+	Rest               string
+}
+
+// Each yields one cell for each class until yield says no. It returns [ErrBudget], at the first class that is too many.
+func (s *Space) Each(yield func(*Cell) bool) error {
+	if s.overflow {
+		return ErrBudget
+	}
+	c := &Cell{s: s, vals: make([]int, len(s.dims))}
+	c.Call.Service, c.Call.Port = s.Service, s.Port
+	count := 0
+	live := newSet(len(s.conds))
+	visit := func(http bool) bool {
+		mask := newSet(len(s.dims))
+		live.each(func(i int) { mask.addAll(s.conds[i].dims) })
+		var order []int
+		total := 1
+		for d := range s.dims {
+			c.vals[d] = -1
+			if mask.has(d) && (http || s.dims[d].kind.raw()) {
+				order = append(order, d)
+				if total *= len(s.dims[d].vals); total > s.budget {
+					return false
+				}
+			}
+		}
+		if count += total; count > s.budget {
+			return false
+		}
+		c.Call.HTTP = http
+		return c.walk(order, yield)
+	}
+	stopped := false
+	inner := yield
+	yield = func(c *Cell) bool {
+		if !inner(c) {
+			stopped = true
+		}
+		return !stopped
+	}
+	for p := range s.Peers {
+		c.Peer = p
+		c.Call.Peer, c.Call.Namespace = s.Peers[p].ID, s.Peers[p].Namespace
+		copy(live, s.Peers[p].bits)
+		c.Call.Method, c.Call.Path = "", ""
+		if !visit(false) {
+			return over(stopped)
+		}
+		if !s.http {
+			continue
+		}
+		for i, path := range s.paths {
+			for j, method := range s.methods {
+				if path == "*" { // only OPTIONS may ask so (RFC 9112, 3.2.4)
+					if j != s.optionsAt() {
+						continue
+					}
+				}
+				for w := range live {
+					live[w] = s.Peers[p].bits[w] & s.pathBits[i][w] & s.methBits[j][w]
+				}
+				c.path, c.method = i, j
+				c.Call.Path, c.Call.Method = path, method
+				if path == "*" {
+					c.Call.Method = "OPTIONS"
+				}
+				if !visit(true) {
+					return over(stopped)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func over(stopped bool) error {
+	if stopped {
+		return nil
+	}
+	return ErrBudget
+}
+
+// optionsAt is the method that "*" is asked with: OPTIONS, or the one that stands for it.
+func (s *Space) optionsAt() int {
+	if i := slices.Index(s.methods, "OPTIONS"); i >= 0 {
+		return i
+	}
+	return s.other
+}
+
+// walk goes through the product of some dimensions.
+func (c *Cell) walk(order []int, yield func(*Cell) bool) bool {
+	if len(order) == 0 {
+		c.fill()
+		return yield(c)
+	}
+	d := order[0]
+	n := len(c.s.dims[d].vals)
+	if at := c.s.dims[d].token; at >= 0 && c.vals[at] == 0 {
+		n = 1 // without a token there are no claims
+	}
+	for v := range n {
+		c.vals[d] = v
+		if !c.walk(order[1:], yield) {
+			return false
+		}
+	}
+	return true
+}
+
+// fill lets the call say what the values are.
+func (c *Cell) fill() {
+	c.Call.Addr, c.Call.SNI, c.Call.Now = netip.Addr{}, "", time.Time{}
+	for d, v := range c.vals {
+		dim := &c.s.dims[d]
+		if v < 0 {
+			if dim.kind == dimTime || dim.kind == dimAddr {
+				v = 0 // nothing looks at it; but a time is always the present one, and an address always there
+			} else {
+				continue
+			}
+		}
+		val := &dim.vals[v]
+		switch dim.kind {
+		case dimTime:
+			c.Call.Now = val.at
+		case dimAddr:
+			c.Call.Addr = val.addr
+		case dimSNI:
+			c.Call.SNI = val.text
+		}
+	}
+	if !c.Call.HTTP {
+		c.Call.Header, c.Call.Query, c.Call.Claim = nil, nil, nil
+		return
+	}
+	c.Call.Header, c.Call.Query, c.Call.Claim = c.header, c.query, c.claim
+}
+
+func (c *Cell) header(name string) (string, bool) { return c.field(dimHeader, name) }
+func (c *Cell) query(name string) (string, bool)  { return c.field(dimQuery, name) }
+
+func (c *Cell) field(kind dimKind, name string) (string, bool) {
+	for d, v := range c.vals {
+		if dim := &c.s.dims[d]; dim.kind == kind && dim.name == name && v >= 0 {
+			return dim.vals[v].text, dim.vals[v].there
+		}
+	}
+	return "", false
+}
+
+func (c *Cell) claim(issuer, claim string) ([]string, bool) {
+	for d, v := range c.vals {
+		dim := &c.s.dims[d]
+		if dim.issuer != issuer || v < 0 {
+			continue
+		}
+		switch {
+		case dim.kind == dimToken && (!dim.vals[v].there || claim == ""):
+			return nil, dim.vals[v].there
+		case dim.kind == dimClaim && dim.name == claim:
+			return dim.vals[v].list, dim.vals[v].there
+		}
+	}
+	return nil, false
+}
+
+// Witness is the cell's representative as a value of its own.
+func (c *Cell) Witness() *Witness {
+	w := &Witness{From: "-", Identity: c.Call.Peer, Namespace: c.Call.Namespace, To: c.Call.Service, Port: c.Call.Port, HTTP: c.Call.HTTP,
+		Method: c.Call.Method, Path: c.Call.Path, Address: c.Call.Addr, SNI: c.Call.SNI, At: c.Call.Now}
+	if c.Call.Peer != "" {
+		w.From = c.s.callers.Name(c.Call.Peer)
+	}
+	if !w.HTTP {
+		return w
+	}
+	put := func(m *map[string]string, k, v string) {
+		if *m == nil {
+			*m = map[string]string{}
+		}
+		(*m)[k] = v
+	}
+	for d, v := range c.vals {
+		dim := &c.s.dims[d]
+		if v < 0 || !dim.vals[v].there {
+			continue
+		}
+		switch dim.kind {
+		case dimHeader:
+			put(&w.Headers, dim.name, dim.vals[v].text)
+		case dimQuery:
+			put(&w.Query, dim.name, dim.vals[v].text)
+		case dimToken, dimClaim:
+			if w.Tokens == nil {
+				w.Tokens = map[string]map[string][]string{}
+			}
+			if w.Tokens[dim.issuer] == nil {
+				w.Tokens[dim.issuer] = map[string][]string{}
+			}
+			if dim.kind == dimClaim {
+				w.Tokens[dim.issuer][dim.name] = dim.vals[v].list
+			}
+		}
+	}
+	return w
+}
+
+// Classify finds the class of a call. It is the proof's other half: a call whose class is not in the space, or whose
+// class is judged otherwise than the call itself, would be a hole.
+func (s *Space) Classify(c *decide.Call) (Key, error) {
+	cell := &Cell{s: s, Call: *c, vals: make([]int, len(s.dims))}
+	p, ok := s.peerOf(c.Peer, c.Namespace)
+	if !ok {
+		return Key{}, fmt.Errorf("no class for the caller %q", c.Peer)
+	}
+	cell.Peer = p
+	live := slices.Clone(s.Peers[p].bits)
+	if c.HTTP {
+		if !s.http {
+			return Key{}, errors.New("no request is seen on this port")
+		}
+		if cell.path, ok = s.pathSig[s.pathKey(c.Path)]; !ok {
+			return Key{}, fmt.Errorf("no class for the path %q", c.Path)
+		}
+		cell.method = slices.Index(s.methods, c.Method)
+		if cell.method < 0 {
+			cell.method = s.other
+		}
+		if s.paths[cell.path] == "*" {
+			cell.method = s.optionsAt()
+		}
+		for w := range live {
+			live[w] &= s.pathBits[cell.path][w] & s.methBits[cell.method][w]
+		}
+	}
+	mask := newSet(len(s.dims))
+	live.each(func(i int) { mask.addAll(s.conds[i].dims) })
+	for d := range s.dims {
+		dim := &s.dims[d]
+		cell.vals[d] = -1
+		if !mask.has(d) || !c.HTTP && !dim.kind.raw() {
+			continue
+		}
+		if dim.token >= 0 && cell.vals[dim.token] == 0 {
+			cell.vals[d] = 0
+			continue
+		}
+		v, ok := dim.index[dim.keyOf(c)]
+		if !ok {
+			return Key{}, fmt.Errorf("no class for the %s %s", dim.kind, dim.name)
+		}
+		cell.vals[d] = v
+	}
+	return cell.Key(), nil
+}
+
+// Regular reports whether a regular expression takes part: then classes are only samples of what it tells apart.
+func (s *Space) Regular() bool {
+	for i := range s.conds {
+		c := &s.conds[i]
+		for _, list := range c.paths {
+			for _, p := range list {
+				if p.Regex != "" {
+					return true
+				}
+			}
+		}
+		for _, h := range slices.Concat(c.headers, c.query) {
+			if h.Regex != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
