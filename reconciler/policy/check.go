@@ -114,7 +114,7 @@ func checkNumbers(f *ast.File) diag.List {
 // checkFields walks the fields that an own file of a unit writes: notes their places, and finds misspelt names and
 // fields that belong to someone else. computed reports whether it has fields that the syntax does not show.
 func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bool) {
-	fence := newFence(u)
+	fence := fence{u}
 	v := visitor{
 		field: func(path []string, fd *ast.Field) {
 			pos := position(fd.Label.Pos())

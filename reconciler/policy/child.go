@@ -48,7 +48,16 @@ func childMain() int {
 		fmt.Fprintln(os.Stderr, "reading the request:", err)
 		return exitProtocol
 	}
+	units := make(chan unit)
 	go func() {
+		defer close(units)
+		for range req.Units {
+			var u unit
+			if _, err := readFrame(in, maxRequest, &u); err != nil {
+				os.Exit(0) // the parent is gone, or cannot say more
+			}
+			units <- u
+		}
 		// The parent keeps the pipe open as long as it cares; when it is gone, so is the reason to work.
 		io.Copy(io.Discard, in)
 		os.Exit(0)
@@ -58,7 +67,8 @@ func childMain() int {
 	}
 	out := &answers{w: os.Stdout}
 	guard := watch(&req, out)
-	for _, u := range req.Units {
+	for range req.Units {
+		u := <-units
 		guard.begin(u)
 		r := evaluate(&req, u)
 		guard.end()

@@ -82,7 +82,7 @@ func evaluate(req *request, u unit) result {
 			}
 		}
 		if whole {
-			for _, f := range newFence(u).value(v, known) {
+			for _, f := range (fence{u}).value(v, known) {
 				findings.Add(f)
 				known[f.Path] = true
 			}
@@ -107,7 +107,7 @@ func evaluate(req *request, u unit) result {
 				f.Pos, f.Related[i] = f.Related[i], f.Pos
 				above = false
 			}
-			if above || f.Path == "mesh" || strings.HasPrefix(f.Path, "mesh.") {
+			if root, _, _ := strings.Cut(f.Path, "."); above || slices.Contains(meshOnly, root) {
 				if isSchema(f.Pos) || f.Pos.IsZero() {
 					f.Pos = diag.Pos{File: u.Files[0].Name, Line: 1, Column: 1}
 				}
@@ -129,10 +129,16 @@ func evaluate(req *request, u unit) result {
 	r.Findings = findings.Sorted()
 	r.Positions = at.first
 	r.Touches = touches(req, above, own)
-	if len(r.Findings)+len(r.Echoes) == 0 {
+	if v.Exists() {
+		r.Mesh = meshHash(v)
+	}
+	switch {
+	case len(r.Findings)+len(r.Echoes) == 0:
 		take(&r, u, v, at, computed)
-	} else if whole && v.Exists() && u.namespace() != "" {
+	case whole && v.Exists() && u.Namespace != "":
 		salvage(&r, u, v)
+	case whole && v.Exists() && u.Dir == "":
+		salvageSources(&r, v)
 	}
 	return r
 }
@@ -151,17 +157,16 @@ func lookup(v cue.Value, path ...string) cue.Value {
 // salvage reads the sound services of a unit that has findings, so that compile can look for more. It leaves the unit
 // unread where findings may be about more than services: then nothing is certain about those either.
 func salvage(r *result, u unit, v cue.Value) {
-	ns := u.namespace()
 	broken := map[string]bool{}
 	for _, f := range r.Findings {
-		rest, ok := strings.CutPrefix(f.Path, "services."+ns+".")
+		rest, ok := strings.CutPrefix(f.Path, "services."+u.Namespace+".")
 		if !ok {
 			return
 		}
 		name, _, _ := strings.Cut(rest, ".")
 		broken[name] = true
 	}
-	it, err := lookup(v, "services", ns).Fields()
+	it, err := lookup(v, "services", u.Namespace).Fields()
 	if err != nil {
 		return
 	}
@@ -181,14 +186,35 @@ func salvage(r *result, u unit, v cue.Value) {
 	if err != nil {
 		return
 	}
-	if b, err := lookup(v, "namespaces", ns).MarshalJSON(); err == nil {
-		r.Namespace = b
+	r.Values = map[string]json.RawMessage{"services": services}
+	for _, root := range u.Roots {
+		if root == "services" {
+			continue
+		}
+		if b, err := lookup(v, root, u.Namespace).MarshalJSON(); err == nil {
+			r.Values[root] = b
+		}
 	}
-	if b, err := lookup(v, "workloads", ns).MarshalJSON(); err == nil {
-		r.Workloads = b
-	}
-	r.Services = services
 	r.Broken = slices.Sorted(maps.Keys(broken))
+}
+
+// salvageSources reads who else writes policy out of a mesh.cue that has findings elsewhere, so that the files of others
+// are judged too.
+func salvageSources(r *result, v cue.Value) {
+	for _, f := range r.Findings {
+		if f.Path == "" || f.Path == "mesh" || f.Path == "mesh.sources" || strings.HasPrefix(f.Path, "mesh.sources.") {
+			return
+		}
+	}
+	sources := lookup(v, "mesh", "sources")
+	b, err := sources.MarshalJSON()
+	switch {
+	case !sources.Exists():
+		b = []byte("{}")
+	case err != nil:
+		return
+	}
+	r.Values = map[string]json.RawMessage{"mesh": fmt.Appendf(nil, `{"sources": %s}`, b)}
 }
 
 // validate returns all errors of an instance. CUE looks for missing fields and values that are still open only where
@@ -199,8 +225,12 @@ func validate(v cue.Value, u unit) []cueerrors.Error {
 	if len(errs) == 0 {
 		return nil
 	}
-	for _, root := range namespaced {
-		it, err := lookup(v, root, u.namespace()).Fields()
+	for _, root := range u.Roots {
+		path := []string{root}
+		if slices.Contains(namespaced, root) {
+			path = append(path, u.Namespace)
+		}
+		it, err := lookup(v, path...).Fields()
 		if err != nil {
 			continue
 		}
@@ -227,36 +257,37 @@ func take(r *result, u unit, v cue.Value, at sites, computed bool) {
 		}
 		return b
 	}
-	r.Mesh = get("mesh")
-	if ns := u.namespace(); ns != "" {
-		r.Namespace = get("namespaces", ns)
-		r.Services = get("services", ns)
-		r.Workloads = get("workloads", ns)
+	r.Values = map[string]json.RawMessage{}
+	for _, root := range u.Roots {
+		path := []string{root}
+		if slices.Contains(namespaced, root) {
+			path = append(path, u.Namespace)
+		}
+		if b := get(path...); b != nil {
+			r.Values[root] = b
+		}
 	}
 }
 
 // ancestors returns the files above a unit that CUE can use, and whether these are all of them.
 func ancestors(req *request, u unit) (files []file, whole bool) {
-	if u.Dir == "" {
-		return nil, true
-	}
 	whole = true
-	use := func(u unit) {
-		for _, f := range u.Files {
+	for _, dir := range u.Above {
+		above := unit{Dir: dir, Files: req.Shared[dir]}
+		if dir == "" {
+			above.Roots = meshOnly
+		}
+		for _, f := range above.Files {
 			syntax, errs := parse(req, f)
 			if syntax == nil || len(errs) > 0 || len(checkHead(syntax)) > 0 {
 				whole = false
 				continue
 			}
-			if outside, _ := checkFields(u, syntax, newSites()); len(outside) > 0 {
+			if outside, _ := checkFields(above, syntax, newSites()); len(outside) > 0 {
 				whole = false
 			}
 			files = append(files, f)
 		}
-	}
-	use(unit{Dir: "", Files: req.Mesh})
-	if u.Dir != "services" {
-		use(unit{Dir: "services", Files: req.Above})
 	}
 	return files, whole
 }
@@ -293,6 +324,9 @@ func touches(req *request, above, own []file) diag.Pos {
 
 // parse reads one file. The syntax is nil if it cannot be used.
 func parse(req *request, f file) (*ast.File, diag.List) {
+	if bad := checkText(f); len(bad) > 0 {
+		return nil, bad
+	}
 	syntax, err := parser.ParseFile(f.Name, f.Data, parser.Version(req.Language), parser.AllErrors)
 	if err == nil {
 		return syntax, nil

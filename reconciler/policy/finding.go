@@ -17,13 +17,20 @@ import (
 
 // ruleIDs tells the schema's own messages apart, by how they begin; see rules.cue. What is not here is SchemaRule.
 var ruleIDs = []struct{ prefix, id, hint string }{
+	{"want each ", diag.DuplicateEntry, ""},
+	{"want a range of addresses", diag.BadNetwork, ""},
+	{"want a regular expression", diag.BadPattern, "regular expressions are RE2's: https://github.com/google/re2/wiki/Syntax"},
+	{"want a template", diag.BadPattern, ""},
+	{"want \"*\" alone", diag.BadFilter, ""},
+	{"want the origins by name", diag.BadFilter, ""},
 	{"want ", diag.WrongValue, ""}, // what is wanted is the way out
+	{"weights sum to 0,", diag.NoWeight, "no backend would get a request: let them sum to 100"},
 	{"weights ", diag.WeightSum, "let them sum to 100: they are percentages"},
 	{"unknown top-level field", diag.UnknownField, ""},
 }
 
 var (
-	inElement  = regexp.MustCompile(` in element (\d+)`)
+	inElement  = regexp.MustCompile(`^element (\d\S*): `)
 	notFound   = regexp.MustCompile(`^reference "?([^"\s]+)"? not found`)
 	mismatched = regexp.MustCompile(`^conflicting values (.*) and (.*) \(mismatched types (\S+) and (\S+)\)$`)
 	conflict   = regexp.MustCompile(`^conflicting values (.*) and (.*)$`)
@@ -101,12 +108,13 @@ func convert(e cueerrors.Error, at sites) diag.Finding {
 	path := dotted(e.Path())
 	format, args := e.Msg()
 	f := diag.Finding{Path: path}
-	f.ID, f.Message, f.Hint = explain(fmt.Sprintf(format, args...), e.Path())
-	if m := inElement.FindStringSubmatch(f.Message); m != nil { // the schema checks elements from their list
+	said := fmt.Sprintf(format, args...)
+	if m := inElement.FindStringSubmatch(said); m != nil { // the schema checks elements from their list
 		path += "." + m[1]
 		f.Path = path
-		f.Message = strings.Replace(f.Message, m[0], "", 1)
+		said = said[len(m[0]):]
 	}
+	f.ID, f.Message, f.Hint = explain(said, e.Path())
 
 	if values, ok := strings.CutPrefix(f.Message, "want one of "); ok && at.text[path] != "" {
 		if near := diag.Nearest(at.text[path], strings.Split(values, ", ")); near != "" {

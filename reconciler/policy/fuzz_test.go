@@ -41,9 +41,14 @@ func FuzzChecks(f *testing.F) {
 		if name == "" || !utf8.ValidString(name) || strings.HasPrefix(name, "/") || strings.HasSuffix(name, "/") || len(data) > 1<<16 {
 			t.Skip() // the source gives clean paths only
 		}
-		tree, findings := layout([]blob{{name: name}})
+		given := []v1alpha1.Delegation{{Name: "pay", Directory: "teams/pay", Namespaces: []string{"p*"}, Kinds: []string{"services"}}}
+		tree, findings := layout([]blob{{name: name}}, given, true)
+		if len(tree.mesh) > 0 {
+			tree.units = append(tree.units, directory{unit{Roots: meshOnly}, tree.mesh})
+		}
 		for _, d := range tree.units {
-			u := unit{Dir: d.dir, Files: []file{{name, data}}}
+			u := d.unit
+			u.Files = []file{{name, data}}
 			req := &request{Language: v1alpha1.LowestLanguage}
 			syntax, errs := parse(req, u.Files[0])
 			findings = append(findings, errs...)

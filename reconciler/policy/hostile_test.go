@@ -160,9 +160,9 @@ func TestOrphan(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	req := request{Language: "v0.14.0", CPUSeconds: 3600, HeapBytes: 1 << 40,
-		Units: []unit{{Dir: "services/evil", Files: []file{{"services/evil/web.cue", []byte(hostile["disjunctions"])}}}}}
-	if err := writeFrame(stdin, req); err != nil {
+	req := request{Language: "v0.14.0", CPUSeconds: 3600, HeapBytes: 1 << 40}
+	evil := blob{name: "services/evil/web.cue", read: func() ([]byte, error) { return []byte(hostile["disjunctions"]), nil }}
+	if err := send(stdin, req, []directory{{unit{Dir: "services/evil", Namespace: "evil", Roots: namespaced}, []blob{evil}}}); err != nil {
 		t.Fatal(err)
 	}
 	stdin.Close()

@@ -16,6 +16,7 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -82,7 +83,8 @@ type Evaluator struct {
 
 	mu    sync.Mutex // guards what follows
 	cache map[key]*part
-	turn  uint64 // counts loads, for forgetting
+	scans map[string]*scan // by a content's hash
+	turn  uint64           // counts loads, for forgetting
 
 	lastModule    module
 	lastModuleKey key
@@ -95,19 +97,45 @@ type key [sha256.Size]byte
 
 // part is what one unit came to. Parts are shared by documents and never written again, but for used.
 type part struct {
-	findings  diag.List
-	echoes    diag.List // of the ancestors' findings
-	rawMesh   string
-	touches   diag.Pos // where it writes a field that files above share, if it does
-	mesh      *v1alpha1.Mesh
-	namespace *v1alpha1.Namespace
-	services  map[string]v1alpha1.Service
-	workloads map[string]v1alpha1.Workload
-	positions map[string]diag.Pos
-	broken    []string // services that could not be read, where the others could
-	skipped   bool     // not evaluated, since too much else ran away; never remembered
+	findings   diag.List
+	echoes     diag.List // of the ancestors' findings
+	meshHash   string
+	touches    diag.Pos // where it writes a field that files above share, if it does
+	mesh       *v1alpha1.Mesh
+	invariants map[string]v1alpha1.Invariant
+	namespace  *v1alpha1.Namespace
+	services   map[string]v1alpha1.Service
+	workloads  map[string]v1alpha1.Workload
+	groups     map[string]v1alpha1.WorkloadGroup
+	egress     map[string]v1alpha1.Egress
+	tests      map[string]v1alpha1.Test
+	positions  map[string]diag.Pos
+	broken     []string // services that could not be read, where the others could
+	skipped    bool     // not evaluated, since too much else ran away; never remembered
 
 	used uint64 // the last turn that asked for it; guarded by Evaluator.mu
+}
+
+// sound reports whether all that the unit writes could be read.
+func (p *part) sound() bool { return len(p.findings)+len(p.echoes) == 0 && !p.skipped }
+
+// has reports whether a unit wrote a namespace's settings, or something of it by its name.
+func (p *part) has(path []string) bool {
+	name := path[len(path)-1]
+	found := false
+	switch path[0] {
+	case "namespaces":
+		found = p.namespace != nil
+	case "services":
+		_, found = p.services[name]
+	case "workloads":
+		_, found = p.workloads[name]
+	case "groups":
+		_, found = p.groups[name]
+	case "egress":
+		_, found = p.egress[name]
+	}
+	return found
 }
 
 // keep is for how many loads a part that is not asked for is remembered: reverting a commit, or going to and fro between
@@ -116,7 +144,7 @@ const keep = 16
 
 // New makes an Evaluator. The program must call [MaybeRunChild] first thing in main.
 func New(opts Options) *Evaluator {
-	return &Evaluator{opts: opts.withDefaults(), cache: map[key]*part{}}
+	return &Evaluator{opts: opts.withDefaults(), cache: map[key]*part{}, scans: map[string]*scan{}}
 }
 
 // Load evaluates the files of a commit. env is the value for the field tagged @tag(env); empty leaves the field's own
@@ -149,20 +177,54 @@ func (e *Evaluator) load(ctx context.Context, blobs []blob, env string) (*v1alph
 	if !hooked.Load() {
 		return nil, nil, errors.New("policy cannot be evaluated: this program does not call policy.MaybeRunChild first thing in main")
 	}
-	t, findings := layout(blobs)
-	mod, err := e.module(t.module)
+	e.mu.Lock()
+	e.turn++
+	turn := e.turn
+	maps.DeleteFunc(e.cache, func(_ key, p *part) bool { return p.used+keep < turn })
+	e.mu.Unlock()
+
+	findings, err := e.secrets(blobs, turn)
+	if err != nil {
+		return nil, nil, err
+	}
+	mod, err := e.module(blobs)
 	if err != nil {
 		return nil, nil, err
 	}
 	findings = append(findings, mod.findings...)
-	if len(t.units) == 0 {
+
+	// mesh.cue says who writes what, so that it is read before the layout is known.
+	seed := key(sha256.Sum256(fmt.Appendf(nil, "%q %q %q", v1alpha1.Digest(), mod.language, env)))
+	req := request{Language: mod.language, Env: env}
+	stops := &stops{}
+	var root *part
+	if mesh := findMesh(blobs); len(mesh) > 0 {
+		first := tree{mesh: mesh, units: []directory{{unit{Roots: kindRoots("")}, mesh}}}
+		parts, err := e.parts(ctx, first, seed, req, turn, stops)
+		if err != nil {
+			return nil, nil, err
+		}
+		root = parts[0]
+	}
+	var delegated []v1alpha1.Delegation
+	known := root != nil && root.mesh != nil
+	if known {
+		doc := v1alpha1.Document{Positions: root.positions}
+		var found diag.List
+		delegated, found = delegations(root.mesh.Sources, doc.Pos)
+		findings = append(findings, found...)
+	}
+	t, found := layout(blobs, delegated, known)
+	findings = append(findings, found...)
+	if root == nil && len(t.units) == 0 {
 		return nil, findings.Sorted(), nil
 	}
-	parts, err := e.parts(ctx, t, mod.language, env)
+	parts, err := e.parts(ctx, t, seed, req, turn, stops)
 	if err != nil {
 		return nil, nil, err
 	}
-	doc, found := assemble(t.units, parts)
+	doc, found := assemble(root, t, parts)
+	doc.Delegated = delegated
 	return doc, append(findings, found...).Sorted(), nil
 }
 
@@ -173,7 +235,13 @@ type module struct {
 }
 
 // module reads cue.mod, unless it is as it was.
-func (e *Evaluator) module(blobs []blob) (module, error) {
+func (e *Evaluator) module(all []blob) (module, error) {
+	var blobs []blob
+	for _, b := range all {
+		if dir := path.Dir(b.name); b.name == moduleFile || dir == v1alpha1.VendorDir {
+			blobs = append(blobs, b)
+		}
+	}
 	k := sum(key{}, blobs)
 	e.mu.Lock()
 	last, known := e.lastModule, e.lastModuleKey == k
@@ -216,26 +284,30 @@ func sum(seed key, lists ...[]blob) key {
 }
 
 // parts returns the part of each unit, from the cache or from children.
-func (e *Evaluator) parts(ctx context.Context, t tree, language, env string) ([]*part, error) {
-	seed := key(sha256.Sum256(fmt.Appendf(nil, "%q %q %q", v1alpha1.Digest(), language, env)))
-	above := sum(seed, t.mesh, t.above)
+func (e *Evaluator) parts(ctx context.Context, t tree, seed key, req request, turn uint64, stops *stops) ([]*part, error) {
+	shared := map[string][]blob{"": t.mesh}
+	for _, d := range t.units {
+		if d.Namespace == "" && d.Dir != "tests" {
+			shared[d.Dir] = d.blobs
+		}
+	}
+	sums := map[string]key{} // of what is above a unit
 	keys := make([]key, len(t.units))
 	for i, d := range t.units {
-		switch {
-		case d.dir == "":
-			keys[i] = sum(seed, t.mesh)
-		case d.dir == "services":
-			keys[i] = above
-		default:
-			keys[i] = sum(above, d.blobs)
+		chain := strings.Join(d.Above, "\x00")
+		if _, ok := sums[chain]; !ok {
+			k := seed
+			for _, dir := range d.Above {
+				k = sum(k, shared[dir])
+			}
+			sums[chain] = k
 		}
+		keys[i] = sum(key(sha256.Sum256(fmt.Appendf(nil, "%x %q %q %q", sums[chain], d.Dir, d.Roots, d.Source))), d.blobs)
 	}
 
 	out := make([]*part, len(t.units))
 	var todo []int
 	e.mu.Lock()
-	e.turn++
-	turn := e.turn
 	for i, k := range keys {
 		if p := e.cache[k]; p != nil {
 			p.used = turn
@@ -244,39 +316,39 @@ func (e *Evaluator) parts(ctx context.Context, t tree, language, env string) ([]
 		}
 		todo = append(todo, i)
 	}
-	maps.DeleteFunc(e.cache, func(_ key, p *part) bool { return p.used+keep < turn })
 	e.mu.Unlock()
 	if len(todo) == 0 {
 		return out, nil
 	}
 
-	req := request{Language: language, Env: env}
-	var err error
-	if req.Mesh, err = contents(t.mesh); err != nil {
-		return nil, err
-	}
-	if req.Above, err = contents(t.above); err != nil {
-		return nil, err
-	}
-	units := make([]unit, len(todo))
-	for i, j := range todo {
-		units[i].Dir = t.units[j].dir
-		if units[i].Files, err = contents(t.units[j].blobs); err != nil {
-			return nil, err
+	req.Shared = map[string][]file{}
+	for _, i := range todo {
+		for _, dir := range t.units[i].Above {
+			if _, ok := req.Shared[dir]; ok {
+				continue
+			}
+			files, err := contents(shared[dir])
+			if err != nil {
+				return nil, err
+			}
+			req.Shared[dir] = files
 		}
 	}
-	stops := &stops{}
 	// A child costs some 10 ms to start: a few directories are not worth a second one.
 	const batch = 4
 	workers := max(1, min(e.opts.Workers, len(todo)/batch))
 	g, ctx := errgroup.WithContext(ctx)
 	for w := range workers {
 		first, last := w*len(todo)/workers, (w+1)*len(todo)/workers
+		units := make([]directory, last-first)
+		for i := range units {
+			units[i] = t.units[todo[first+i]]
+		}
 		g.Go(func() error {
-			return e.run(ctx, req, units[first:last], stops, func(i int, r result) error {
+			return e.run(ctx, req, units, stops, func(i int, r result) error {
 				p, err := decode(r)
 				if err != nil {
-					return fmt.Errorf("reading what %s evaluates to: %w", name(units[first+i]), err)
+					return fmt.Errorf("reading what %s evaluates to: %w", name(units[i].unit), err)
 				}
 				j := todo[first+i]
 				out[j] = p
@@ -308,26 +380,32 @@ func contents(blobs []blob) ([]file, error) {
 
 // decode reads a child's answer, as strictly as anything from outside.
 func decode(r result) (*part, error) {
-	p := &part{findings: r.Findings, echoes: r.Echoes, touches: r.Touches, rawMesh: string(r.Mesh), positions: r.Positions, broken: r.Broken, skipped: r.skipped}
-	for _, f := range []struct {
-		raw  json.RawMessage
-		into any
-	}{{r.Mesh, &p.mesh}, {r.Namespace, &p.namespace}, {r.Services, &p.services}, {r.Workloads, &p.workloads}} {
-		if len(f.raw) == 0 {
-			continue
+	p := &part{findings: r.Findings, echoes: r.Echoes, touches: r.Touches, meshHash: r.Mesh, positions: r.Positions, broken: r.Broken, skipped: r.skipped}
+	into := map[string]any{
+		"mesh": &p.mesh, "invariants": &p.invariants, "namespaces": &p.namespace, "services": &p.services, "workloads": &p.workloads,
+		"groups": &p.groups, "egress": &p.egress, "tests": &p.tests,
+	}
+	for root, raw := range r.Values {
+		if into[root] == nil {
+			return nil, fmt.Errorf("it has a value for %q, of which nothing is known", root)
 		}
-		d := json.NewDecoder(strings.NewReader(string(f.raw)))
+		d := json.NewDecoder(bytes.NewReader(raw))
 		d.DisallowUnknownFields()
-		if err := d.Decode(f.into); err != nil {
+		if err := d.Decode(into[root]); err != nil {
 			return nil, err
 		}
 	}
 	return p, nil
 }
 
-// assemble joins the parts of a repository into a document.
-func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) {
+// assemble joins the parts of a repository into a document. root is mesh.cue's, nil where there is none.
+func assemble(root *part, t tree, parts []*part) (*v1alpha1.Document, diag.List) {
 	var findings diag.List
+	units := t.units
+	if root != nil {
+		units = append([]directory{{unit{}, t.mesh}}, units...)
+		parts = append([]*part{root}, parts...)
+	}
 	size := 0
 	for _, p := range parts {
 		size += len(p.positions)
@@ -336,70 +414,139 @@ func assemble(units []directory, parts []*part) (*v1alpha1.Document, diag.List) 
 		Namespaces: map[string]v1alpha1.Namespace{},
 		Services:   map[string]map[string]v1alpha1.Service{},
 		Workloads:  map[string]map[string]v1alpha1.Workload{},
+		Groups:     map[string]map[string]v1alpha1.WorkloadGroup{},
+		Egress:     map[string]map[string]v1alpha1.Egress{},
 	}}
-	var root *part
+	unread := map[string]bool{}
+	for _, ns := range t.lost {
+		unread[ns] = true
+	}
 	skipped := 0
-	above := 0 // findings of units above namespaces, which come first
-	if units[0].dir != "" {
-		above++ // there is no mesh.cue, which is said
+	told := map[string]bool{} // directories whose files the ones below see, with findings of their own
+	if root == nil {
+		told[""] = true // there is no mesh.cue, which is said
 	}
 	for i, p := range parts {
+		u := units[i]
+		ns := u.Namespace
 		findings = append(findings, p.findings...)
-		if above+len(p.findings) == 0 { // else it is told already
+		if len(p.findings) == 0 && !slices.ContainsFunc(u.Above, func(dir string) bool { return told[dir] }) { // else it is told already
 			findings = append(findings, p.echoes...)
 		}
-		u := units[i]
-		ns := unit{Dir: u.dir}.namespace()
-		if u.dir == "" {
-			root, doc.Policy.Mesh = p, p.mesh
+		switch {
+		case u.Dir == "":
+			doc.Policy.Mesh, doc.Policy.Invariants = p.mesh, p.invariants
+		case u.Dir == "tests":
+			doc.Policy.Tests = p.tests
 		}
+		double := join(doc, u, p, parts, units[:i])
+		findings = append(findings, double...)
 		for path, pos := range p.positions {
 			if _, ok := doc.Positions[path]; !ok {
 				doc.Positions[path] = pos
 			}
 		}
-		if ns == "" {
-			above += len(p.findings)
-			continue
-		}
 		if p.skipped {
 			skipped++
 		}
-		if (len(p.findings)+len(p.echoes) > 0 || p.skipped) && len(p.broken) == 0 {
-			doc.Unread = append(doc.Unread, ns)
+		if ns == "" {
+			if len(p.findings) > 0 {
+				told[u.Dir] = true
+			}
+			if u.Dir == "tests" && !p.sound() {
+				unread[testsUnread] = true
+			}
+			continue
+		}
+		if !p.sound() && len(p.broken) == 0 {
+			unread[ns] = true
 			continue
 		}
 		for _, name := range p.broken {
-			doc.Unread = append(doc.Unread, ns+"/"+name)
+			unread[ns+"/"+name] = true
 		}
-		if len(p.broken) == 0 && root != nil && root.mesh != nil && p.rawMesh != root.rawMesh {
+	}
+	for i, p := range parts {
+		if u := units[i]; root != nil && root.sound() && u.Dir != "" && p.sound() && p.meshHash != root.meshHash {
 			pos := p.touches
 			if pos.IsZero() {
 				pos = diag.Pos{File: u.blobs[0].name, Line: 1, Column: 1}
 			}
 			findings.Add(diag.Finding{ID: diag.OutsideFence, Path: "mesh", Pos: pos,
-				Message: fmt.Sprintf("%s/ may not write mesh: it belongs to mesh.cue", u.dir),
-				Hint:    "a reference or comprehension in this directory sets a field of mesh; remove it"})
-		}
-		if p.namespace != nil {
-			doc.Policy.Namespaces[ns] = *p.namespace
-		}
-		if p.services != nil {
-			doc.Policy.Services[ns] = p.services
-		}
-		if p.workloads != nil {
-			doc.Policy.Workloads[ns] = p.workloads
+				Message: fmt.Sprintf("%s may not write mesh: it belongs to mesh.cue", name(u.unit)),
+				Hint:    "a reference or comprehension in this directory sets a field of mesh or invariants; remove it"})
 		}
 	}
-	if doc.Policy.Mesh == nil {
-		doc.Unread = append(doc.Unread, meshFile) // what is wrong with it is said; no namespace has a dot in its name
+	if doc.Policy.Mesh == nil || root == nil || !root.sound() {
+		doc.Policy.Mesh = nil
+		unread[meshFile] = true // what is wrong with it is said; no namespace has a dot in its name
 	}
+	doc.Unread = slices.Sorted(maps.Keys(unread))
 	if skipped > 0 {
 		findings.Add(diag.Finding{ID: diag.Runaway, Pos: diag.Pos{File: "services"},
 			Message: fmt.Sprintf("%d directories were not looked at, because what is named here ran away before", skipped),
 			Hint:    "mend those first"})
 	}
 	return doc, findings
+}
+
+// testsUnread stands in [v1alpha1.Document.Unread] for expectations; no namespace has such a name.
+const testsUnread = "tests/*.cue"
+
+// join adds what a unit of a namespace wrote to a document. A name has one place that writes it: a second one, in another
+// directory, is a finding.
+func join(doc *v1alpha1.Document, u directory, p *part, parts []*part, before []directory) diag.List {
+	ns := u.Namespace
+	if ns == "" || !p.sound() && len(p.broken) == 0 {
+		return nil
+	}
+	var findings diag.List
+	double := func(path ...string) {
+		mine := v1alpha1.Document{Positions: p.positions}
+		f := diag.Finding{ID: diag.Conflict, Path: strings.Join(path, "."), Pos: mine.Pos(path...)}
+		for i, other := range before { // the first that has it
+			if other.Namespace == ns && parts[i].has(path) {
+				theirs := v1alpha1.Document{Positions: parts[i].positions}
+				f.Related = append(f.Related, theirs.Pos(path...))
+				f.Message = fmt.Sprintf("%s is written by %s too: a name has one directory that writes it", f.Path, name(other.unit))
+				f.Hint = "remove one of the two; the first is at " + f.Related[0].Short()
+				break
+			}
+		}
+		findings.Add(f)
+	}
+	if p.namespace != nil {
+		if _, ok := doc.Policy.Namespaces[ns]; ok {
+			double("namespaces", ns)
+		} else {
+			doc.Policy.Namespaces[ns] = *p.namespace
+		}
+	}
+	add(doc.Policy.Services, ns, p.services, func(name string) { double("services", ns, name) })
+	add(doc.Policy.Workloads, ns, p.workloads, func(name string) { double("workloads", ns, name) })
+	add(doc.Policy.Groups, ns, p.groups, func(name string) { double("groups", ns, name) })
+	add(doc.Policy.Egress, ns, p.egress, func(name string) { double("egress", ns, name) })
+	return findings
+}
+
+// add adds the entries of a namespace to those that are there, which are never written: they may belong to a part.
+func add[T any](all map[string]map[string]T, ns string, more map[string]T, double func(name string)) {
+	if more == nil {
+		return
+	}
+	if all[ns] == nil {
+		all[ns] = more
+		return
+	}
+	joined := maps.Clone(all[ns])
+	for _, name := range slices.Sorted(maps.Keys(more)) {
+		if _, ok := joined[name]; ok {
+			double(name)
+			continue
+		}
+		joined[name] = more[name]
+	}
+	all[ns] = joined
 }
 
 // maxModule bounds module.cue, in bytes; a real one has a hundred.

@@ -52,8 +52,12 @@ func TestFindings(t *testing.T) {
 		// What a repository may hold.
 		{name: "free files", files: map[string]string{"README.md": "x", "CODEOWNERS": "x", ".github/workflows/a.yaml": "x", "docs/a.json": "{}", "services/shop/README.md": "x"}},
 		{name: "cue beside mesh.cue", files: map[string]string{"defs.cue": header}, want: []string{"HDL0106 defs.cue"}},
-		{name: "later directories", files: map[string]string{"tests/a.cue": header, "egress/a.cue": header, "lib/x/a.cue": header},
-			want: []string{"HDL0106 egress/a.cue", "HDL0106 lib/x/a.cue", "HDL0106 tests/a.cue"}},
+		{name: "directories that nobody reads", files: map[string]string{"lib/x/a.cue": header, "teams/a.cue": header, "_build/a.cue": header, ".github/a.cue": header},
+			want: []string{"HDL0116 _build/a.cue", "HDL0116 lib/x/a.cue", "HDL0116 teams/a.cue"}},
+		{name: "overlays", files: map[string]string{"overlays/shop/kustomization.yaml": "x", "overlays/shop/a.cue": header, "overlays/README.md": "x", "overlays/shop/deep/er.YML": "x"},
+			want: []string{"HDL0116 overlays/shop/a.cue", "HDL0116 overlays/shop/deep/er.YML", "HDL0116 overlays/shop/kustomization.yaml"}},
+		{name: "deeper than units", files: map[string]string{"tests/a/b.cue": header, "egress/shop/a/b.cue": header, "external/shop/a/b.cue": header, "tests/a.yaml": "x"},
+			want: []string{"HDL0106 egress/shop/a/b.cue", "HDL0106 external/shop/a/b.cue", "HDL0106 tests/a.yaml", "HDL0106 tests/a/b.cue"}},
 		{name: "deeper", files: map[string]string{"services/shop/web/a.cue": header}, want: []string{"HDL0106 services/shop/web/a.cue"}},
 		{name: "data files", files: map[string]string{"services/shop/web.yaml": "x", "services/web.json": "x"},
 			want: []string{"HDL0106 services/shop/web.yaml", "HDL0106 services/web.json"}},
@@ -234,6 +238,8 @@ workloads: shop: w1: service: "web"
 		}},
 		Namespaces: map[string]v1alpha1.Namespace{"shop": {Defaults: &v1alpha1.Defaults{Mtls: "strict"}}},
 		Workloads:  map[string]map[string]v1alpha1.Workload{"shop": {"w1": {Service: "web"}}},
+		Groups:     map[string]map[string]v1alpha1.WorkloadGroup{},
+		Egress:     map[string]map[string]v1alpha1.Egress{},
 	}
 	if d := cmp.Diff(want, doc.Policy); d != "" {
 		t.Errorf("policy (-want +got):\n%s", d)

@@ -17,35 +17,34 @@ type file struct {
 
 // unit is what is evaluated at a time: one directory. Its ancestors' files belong to the same CUE instance.
 type unit struct {
-	// Dir is "" for mesh.cue, "services" for the files beside the namespaces, else "services/<namespace>".
-	Dir   string `json:"dir"`
-	Files []file `json:"files"`
+	// Dir is the directory's path in the repository, "" for mesh.cue, which is a unit by itself.
+	Dir string `json:"dir"`
+	// Namespace is the one that it may write; "" for the units that write none.
+	Namespace string `json:"namespace,omitempty"`
+	// Roots are the top-level fields that it may write, in the order of [kindsOf].
+	Roots []string `json:"roots,omitempty"`
+	// Source names the delegation that the directory belongs to, as in mesh.sources; "" for the repository's own.
+	Source string `json:"source,omitempty"`
+	// Above are the directories whose files are seen here, outermost first; "" for mesh.cue.
+	Above []string `json:"above,omitempty"`
+	Files []file   `json:"files"`
 }
 
-// namespace is the namespace a unit may write, "" for the units above namespaces.
-func (u unit) namespace() string {
-	if len(u.Dir) > len("services/") {
-		return u.Dir[len("services/"):]
-	}
-	return ""
-}
-
-// request is all that a child process gets: what to evaluate and how much of the machine it may use for it.
+// request is all that a child process gets before the units: what they share, and how much of the machine it may use.
 type request struct {
 	Language string `json:"language"` // the module's language version
 	Env      string `json:"env"`      // value of the `env` tag; "" leaves the file's own default
-	// Mesh and Above are the ancestors: mesh.cue, and the .cue files directly under services/.
-	Mesh  []file `json:"mesh"`
-	Above []file `json:"above"`
-	Units []unit `json:"units"`
+	// Shared are the files of the directories that units name as being above them.
+	Shared map[string][]file `json:"shared"`
+	Units  int               `json:"units"` // how many follow
 
 	CPUSeconds int   `json:"cpuSeconds"` // per unit
 	HeapBytes  int64 `json:"heapBytes"`
 	Cap        bool  `json:"cap"` // set RLIMIT_AS; impossible under the race detector
 }
 
-// result is what a child says about one unit. Values are JSON of the unit's fenced part. With findings they are not set,
-// unless Broken is: then they are all of it but the services that Broken names.
+// result is what a child says about one unit. With findings there are no Values, unless Broken is set: then they are all
+// of it but the services that Broken names.
 type result struct {
 	Dir      string    `json:"dir"`
 	Findings diag.List `json:"findings,omitempty"`
@@ -57,17 +56,18 @@ type result struct {
 	// Stopped says that a limit ended the child: "cpu" or "heap". Nothing else is set then.
 	Stopped string `json:"stopped,omitempty"`
 
-	Mesh      json.RawMessage     `json:"mesh,omitempty"`
-	Namespace json.RawMessage     `json:"namespace,omitempty"`
-	Services  json.RawMessage     `json:"services,omitempty"`
-	Workloads json.RawMessage     `json:"workloads,omitempty"`
+	// Values are the parts of the policy that the unit may write, by top-level field: JSON of the whole field or, where it
+	// holds namespaces, of the unit's own namespace. Of mesh.cue with findings elsewhere, mesh.sources may be there.
+	Values map[string]json.RawMessage `json:"values,omitempty"`
+	// Mesh is a hash over mesh and invariants as this unit sees them, which nobody but mesh.cue may change.
+	Mesh      string              `json:"mesh,omitempty"`
 	Positions map[string]diag.Pos `json:"positions,omitempty"`
 	Broken    []string            `json:"broken,omitempty"`
 
 	skipped bool // the parent's own: no child was asked
 }
 
-// maxRequest bounds a request: the source's own limit on a tree, base64, and some air.
+// maxRequest bounds a frame to the child: the source's own limit on a tree, base64, and some air.
 const maxRequest = 128 << 20
 
 // writeFrame sends v as JSON behind its length, four bytes, big endian.

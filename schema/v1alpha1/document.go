@@ -4,6 +4,7 @@
 package v1alpha1
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
@@ -21,6 +22,32 @@ type Document struct {
 	// where not even the names of its services are certain. A reference to one of them cannot be judged. A document with
 	// anything unread serves to look for more findings and is never published.
 	Unread []string
+	// Delegated are the directories of this repository that mesh.sources gives to somebody else, by name, whether they hold
+	// files or not. A commit never authorises itself: the loop compares them with those of the applied release before it
+	// follows a commit that widens them.
+	Delegated []Delegation
+}
+
+// Delegation is a directory of the repository that somebody else writes, fenced to namespaces and kinds.
+type Delegation struct {
+	Name      string // in mesh.sources
+	Directory string // slash-separated, from the root of the repository
+	// Namespaces are names, or beginnings of names followed by "*"; sorted.
+	Namespaces []string
+	// Kinds are those of [SourceKinds] that it may write; sorted.
+	Kinds []string
+}
+
+// SourceKinds are the kinds of mesh.sources, all of which a source may write that names none. "defaults" is what stands
+// under namespaces.
+var SourceKinds = []string{"defaults", "egress", "groups", "services", "workloads"}
+
+// Writes reports whether a namespace is among those of a delegation.
+func (d Delegation) Writes(namespace string) bool {
+	return slices.ContainsFunc(d.Namespaces, func(n string) bool {
+		begin, open := strings.CutSuffix(n, "*")
+		return n == namespace || open && strings.HasPrefix(namespace, begin)
+	})
 }
 
 // Pos is the position of a path or, where the author did not write it, of its nearest ancestor that has one.

@@ -1,0 +1,107 @@
+package policy
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"regexp"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+)
+
+// This file looks for secrets in every text file of a repository, policy or not. It knows those that say what they are;
+// what is found is never shown.
+
+// secrets are what is looked for. A file is searched by the expression only where it has the literal, which each match
+// contains.
+var secrets = []struct {
+	what    string
+	literal []byte
+	match   *regexp.Regexp
+}{
+	{"a private key", []byte("PRIVATE KEY"), regexp.MustCompile(`-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY( BLOCK)?-----`)},
+	{"a private JSON Web Key", []byte(`kty`), regexp.MustCompile(`\\*"d\\*"\s*:\s*\\*"[A-Za-z0-9_-]{40,}`)},
+	{"a join token of Heddle", []byte("heddle-join-1."), regexp.MustCompile(`heddle-join-1\.[A-Za-z0-9_-]{16,}`)},
+	{"an AWS access key", []byte("AKIA"), regexp.MustCompile(`\bAKIA[0-9A-Z]{16}\b`)},
+	{"an AWS access key", []byte("ASIA"), regexp.MustCompile(`\bASIA[0-9A-Z]{16}\b`)},
+	{"an AWS secret key", []byte("aws_secret_access_key"), regexp.MustCompile(`aws_secret_access_key["']?\s*[:=]\s*["']?[A-Za-z0-9/+]{40}\b`)},
+	{"a GitHub token", []byte("gh"), regexp.MustCompile(`\bgh[pousr]_[A-Za-z0-9]{36,}`)},
+	{"a GitHub token", []byte("github_pat_"), regexp.MustCompile(`\bgithub_pat_[A-Za-z0-9_]{22,}`)},
+	{"a GitLab token", []byte("glpat-"), regexp.MustCompile(`\bglpat-[A-Za-z0-9_-]{20,}`)},
+	{"a Slack token", []byte("xox"), regexp.MustCompile(`\bxox[abeoprs]-[A-Za-z0-9-]{10,}`)},
+	{"a Slack webhook", []byte("hooks.slack.com/services/"), regexp.MustCompile(`hooks\.slack\.com/services/T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16,}`)},
+	{"a Google API key", []byte("AIza"), regexp.MustCompile(`\bAIza[0-9A-Za-z_-]{35}`)},
+	{"a Stripe key", []byte("k_live_"), regexp.MustCompile(`\b[sr]k_live_[0-9A-Za-z]{20,}`)},
+	{"an npm token", []byte("npm_"), regexp.MustCompile(`\bnpm_[A-Za-z0-9]{36}\b`)},
+}
+
+// secret is a place in a file.
+type secret struct {
+	what         string
+	line, column int // column in bytes, from 1
+}
+
+// scan is what a content came to. It is kept by the content's hash.
+type scan struct {
+	found []secret
+	used  uint64 // the last turn that asked for it
+}
+
+// maxSecrets bounds what is told of one file.
+const maxSecrets = 20
+
+// findSecrets looks through one file. What has NUL bytes at its beginning is no text, as git judges it.
+func findSecrets(text []byte) []secret {
+	if bytes.IndexByte(text[:min(len(text), 8000)], 0) >= 0 {
+		return nil
+	}
+	var found []secret
+	for _, s := range secrets {
+		if !bytes.Contains(text, s.literal) {
+			continue
+		}
+		for _, at := range s.match.FindAllIndex(text, maxSecrets) {
+			if len(found) >= maxSecrets {
+				return found
+			}
+			if bytes.HasSuffix(text[at[0]:at[1]], []byte("EXAMPLE")) { // those of vendors' manuals
+				continue
+			}
+			before := text[:at[0]]
+			found = append(found, secret{s.what, 1 + bytes.Count(before, []byte("\n")), len(before) - bytes.LastIndexByte(before, '\n')})
+		}
+	}
+	return found
+}
+
+// secrets reads what was not read before, and reports what there is.
+func (e *Evaluator) secrets(blobs []blob, turn uint64) (diag.List, error) {
+	e.mu.Lock()
+	maps.DeleteFunc(e.scans, func(_ string, s *scan) bool { return s.used+keep < turn })
+	e.mu.Unlock()
+	var findings diag.List
+	for _, b := range blobs {
+		e.mu.Lock()
+		known := e.scans[b.hash]
+		if known != nil {
+			known.used = turn
+		}
+		e.mu.Unlock()
+		if known == nil {
+			text, err := b.read()
+			if err != nil {
+				return nil, err
+			}
+			known = &scan{found: findSecrets(text), used: turn}
+			e.mu.Lock()
+			e.scans[b.hash] = known
+			e.mu.Unlock()
+		}
+		for _, s := range known.found {
+			findings.Add(diag.Finding{ID: diag.Secret, Pos: diag.Pos{File: b.name, Line: s.line, Column: s.column},
+				Message: fmt.Sprintf("this is %s: whoever can read the repository has it", s.what),
+				Hint:    "revoke it where it was issued, for the history keeps it, and take it out; policy needs no secrets"})
+		}
+	}
+	return findings, nil
+}
