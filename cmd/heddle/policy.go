@@ -40,8 +40,12 @@ copy in any case; this one is for the stock cue CLI and for editors.`,
 	}
 	c.outputFlag(init, "table", "json")
 	c.outputFlag(upgrade, "table", "json")
-	return group("policy", "Start or upgrade a policy repository", `  heddle policy init mesh-policy
-  heddle policy upgrade`, init, upgrade)
+	return group("policy", "Start, write and understand policy", `  heddle policy init mesh-policy
+  heddle policy new service shop/cart --port 8080 --protocol http1
+  heddle policy show shop/cart --effective
+  heddle policy explain services.httpRoutes.retry
+  heddle policy upgrade`,
+		init, c.policyNewCommand(), c.policyExplainCommand(), c.policyFormatCommand(), upgrade)
 }
 
 func directory(args []string) string {

@@ -20,6 +20,11 @@ func Format(name string, text []byte) ([]byte, diag.List) {
 	if err != nil {
 		return nil, unreadable(name, err)
 	}
+	// The formatter of v0.17.1 breaks some files, such as those with nothing but a comment in a struct that is unified.
+	if _, err := parser.ParseFile(name, out, parser.ParseComments); err != nil {
+		return nil, diag.List{{ID: diag.Syntax, Pos: diag.Pos{File: name}, Message: "CUE's formatter cannot lay this file out without breaking it",
+			Hint: "give structs that hold only a comment a field, or move the comment out"}}
+	}
 	return out, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -216,6 +217,20 @@ func (f *Files) Copy() (*Files, error) {
 		out.content[file.Path] = b
 	}
 	return out, nil
+}
+
+// Names are the slash-separated paths of a work tree's files, sorted.
+func (f *Files) Names() []string { return slices.Sorted(maps.Keys(f.content)) }
+
+// Content is a work tree's file. It is not to be written.
+func (f *Files) Content(name string) []byte { return f.content[name] }
+
+// With is the files of a work tree with one more, which is not on the disk.
+func (f *Files) With(name string, text []byte) *Files {
+	out := *f
+	out.content = maps.Clone(f.content)
+	out.content[name] = text
+	return &out
 }
 
 // Line is a line of a file, without the white space around it; "" where there is none.
