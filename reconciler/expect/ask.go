@@ -29,6 +29,8 @@ type Question struct {
 	JWT map[string]map[string][]string
 	// Address is the caller's; empty: one outside every network that the mesh names.
 	Address string
+	// SNI is the name that a connection to a port that speaks tls asks for.
+	SNI string
 	// At is when it is asked; the zero time is before every rule's end.
 	At time.Time
 }
@@ -80,7 +82,7 @@ func Calls(m *mesh.Mesh, q *Question, issuers []string) ([]decide.Call, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := decide.Request{HTTP: http, Method: q.Method, Path: q.Path, Now: q.At}
+	r := decide.Request{HTTP: http, Method: q.Method, Path: q.Path, SNI: strings.ToLower(q.SNI), Now: q.At}
 	if q.Address != "" {
 		if r.Addr, err = netip.ParseAddr(q.Address); err != nil {
 			return nil, &Miss{"address", fmt.Sprintf("%q is no IP address", q.Address), `write it as in "192.0.2.7" or "2001:db8::7"`}
