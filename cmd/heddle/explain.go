@@ -29,7 +29,7 @@ Without METHOD and PATH the connection is judged; rules about requests then matc
 // ask is how a call is written on a command line.
 type ask struct {
 	headers, claims, query []string
-	address, at            string
+	address, sni, at       string
 }
 
 func (a *ask) flags(cmd *cobra.Command) {
@@ -38,12 +38,13 @@ func (a *ask) flags(cmd *cobra.Command) {
 	f.StringArrayVar(&a.query, "query", nil, "a parameter of the query, as `name=value`; may be repeated")
 	f.StringArrayVar(&a.claims, "claim", nil, "a claim of a valid token, as `issuer:name=value`; may be repeated, also for one name")
 	f.StringVar(&a.address, "address", "", "the caller's IP `address`; default: one outside every network that policy names")
+	f.StringVar(&a.sni, "sni", "", "the `name` that a connection to a port that speaks tls asks for")
 	f.StringVar(&a.at, "at", "", "judge as of this `time`, for rules that end; default: now")
 }
 
 // question reads the arguments FROM TO [METHOD PATH].
 func (a *ask) question(args []string) (*expect.Question, error) {
-	q := &expect.Question{From: args[0], To: args[1], Address: a.address, At: time.Now()}
+	q := &expect.Question{From: args[0], To: args[1], Address: a.address, SNI: a.sni, At: time.Now()}
 	if a.at != "" {
 		var err error
 		if q.At, err = parseTime(a.at, q.At); err != nil {
