@@ -19,9 +19,9 @@
 // Two services may not claim one identity: `from: {service: A}` admits by identity, so it would admit B too, and a
 // workload of B could answer in A's name.
 //
-// A deny rule that leaves an allow rule nothing to allow is no finding: deny is the emergency brake, and a brake that
-// asks for a tidy-up first is none. For the same reason an exemption from a mandate that is no longer needed is none:
-// tightening a service must never wait for a change of mesh.cue.
+// A deny rule that leaves an allow rule nothing to allow is a warning and rejects nothing: deny is the emergency brake,
+// and a brake that asks for a tidy-up first is none. For the same reason an exemption from a mandate that is no longer
+// needed is no finding: tightening a service must never wait for a change of mesh.cue.
 package compile
 
 import (
@@ -53,12 +53,17 @@ type Options struct {
 // namespaces never makes a mesh, even where it has no findings of its own; references into those namespaces are not
 // judged. doc is not written, and what is returned shares no memory with it that anybody writes.
 func Compile(doc *v1alpha1.Document, opts Options) (*mesh.Mesh, mesh.Origins, diag.List) {
-	return thisSidecar.compile(doc)
+	s := thisSidecar
+	if opts.ProxyVersion != "" {
+		s.version = opts.ProxyVersion
+	}
+	return s.compile(doc, opts)
 }
 
 // compiler is one compilation.
 type compiler struct {
 	sidecar
+	authorization
 	doc      *v1alpha1.Document
 	findings diag.List
 	origins  mesh.Origins
@@ -68,8 +73,9 @@ type compiler struct {
 	names       []string // of services, sorted, for hints
 }
 
-func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag.List) {
+func (s sidecar) compile(doc *v1alpha1.Document, opts Options) (*mesh.Mesh, mesh.Origins, diag.List) {
 	c := &compiler{sidecar: s, doc: doc, origins: mesh.Origins{}, services: map[mesh.ServiceName]*service{}}
+	c.now = opts.Now
 	m := &mesh.Mesh{}
 	meshDefaults := c.settings(&m.Settings)
 
@@ -90,6 +96,7 @@ func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag
 		c.names = append(c.names, string(s.name))
 	}
 	c.checkIdentities(services)
+	c.compileIssuers()
 
 	// Then what they say. Every service's routes come before any service's rules, which name them.
 	for _, s := range services {
@@ -100,8 +107,11 @@ func (s sidecar) compile(doc *v1alpha1.Document) (*mesh.Mesh, mesh.Origins, diag
 		c.compileRules(s)
 		c.checkNeeds(s)
 	}
+	m.Settings.JWTIssuers = c.namedIssuers()
+	m.Invariants = c.compileInvariants()
 	m.Workloads = c.compileWorkloads()
 	c.checkMandates(services)
+	c.checkCallers(services)
 
 	if len(c.findings.Errors()) > 0 || len(doc.Unread) > 0 {
 		return nil, nil, c.findings.Sorted()

@@ -44,7 +44,7 @@ func needs(ports []*port) []mesh.Capability {
 
 // checkNeeds fills in what a sidecar must be able to do for a service, and refuses what this one cannot.
 func (c *compiler) checkNeeds(s *service) {
-	in, out := append(needs(s.ports), mesh.CapAuthorize), needs(s.ports)
+	in, out := append(append(needs(s.ports), s.in.Needs...), mesh.CapAuthorize), needs(s.ports)
 	need := func(list *[]mesh.Capability, cap mesh.Capability, at path, what string) {
 		if !slices.Contains(c.capabilities, cap) {
 			c.notEnforced(at, what, "leave it out, or compile for a newer heddle-proxy")
@@ -54,13 +54,6 @@ func (c *compiler) checkNeeds(s *service) {
 	for _, p := range s.ports {
 		if p.mtls.v == mesh.Permissive {
 			need(&in, mesh.CapPermissive, p.mtls.from, `mtls "permissive"`)
-		}
-	}
-	for i := range s.in.Rules {
-		if r := &s.in.Rules[i]; len(r.Routes) > 0 {
-			need(&in, mesh.CapAuthorizeL7, s.ruleAt(r), "a rule by routes")
-		} else {
-			need(&in, mesh.CapAuthorize, s.ruleAt(r), "a rule")
 		}
 	}
 	for _, r := range s.routes {

@@ -164,7 +164,7 @@ func TestEveryField(t *testing.T) {
 func outcome(t *testing.T, files map[string]string) string {
 	t.Helper()
 	m, _, findings := Compile(parse(t, files), Options{})
-	if len(findings) > 0 {
+	if len(findings.Errors()) > 0 {
 		return findings.Error()
 	}
 	return string(mesh.Canonical(m))
@@ -216,7 +216,7 @@ func TestEveryValue(t *testing.T) {
 		}
 		for _, v := range values {
 			_, _, findings := Compile(parse(t, map[string]string{"0.cue": base, "1.cue": c.set + v}), Options{})
-			for _, f := range findings {
+			for _, f := range findings.Errors() {
 				if f.ID != diag.NotEnforced {
 					t.Errorf("%s%s: %s", c.set, v, f)
 				}
@@ -241,7 +241,7 @@ func TestEnforcedTable(t *testing.T) {
 			defaults: timeout: "1s"
 			allow: l7: {from: [{authenticated: true}], routes: ["cart"]}
 		}`})
-	if _, _, findings := Compile(doc, Options{}); len(findings) > 0 {
+	if _, _, findings := Compile(doc, Options{}); len(findings.Errors()) > 0 {
 		t.Fatal(findings)
 	}
 	for _, cap := range []mesh.Capability{mesh.CapRoute, mesh.CapTimeout, mesh.CapAuthorize, mesh.CapAuthorizeL7, mesh.CapPermissive} {
@@ -251,11 +251,11 @@ func TestEnforcedTable(t *testing.T) {
 				old.capabilities = append(old.capabilities, c)
 			}
 		}
-		m, _, findings := old.compile(doc)
-		if m != nil || len(findings) == 0 {
+		m, _, findings := old.compile(doc, Options{})
+		if m != nil || len(findings.Errors()) == 0 {
 			t.Errorf("a sidecar without %s was given the policy", cap)
 		}
-		for _, f := range findings {
+		for _, f := range findings.Errors() {
 			if f.ID != diag.NotEnforced || !strings.Contains(f.Message, "heddle-proxy 0.0.1") || f.Pos.IsZero() {
 				t.Errorf("without %s: %s", cap, f)
 			}
@@ -295,7 +295,8 @@ func TestHeadersOfSidecars(t *testing.T) {
 		"heddle-client-id": true, "Heddle_Client_Id": true, "X-Forwarded-Client-Cert": true, "Connection": true,
 		"transfer-encoding": true, "upgrade": true, "host": false, "x-tenant": false, "authorization": false,
 	} {
-		_, _, findings := Compile(parse(t, map[string]string{"base.cue": base, "set.cue": addMatch + `headers: "` + name + `": exact: "1"}]}`}), Options{})
+		_, _, all := Compile(parse(t, map[string]string{"base.cue": base, "set.cue": addMatch + `headers: "` + name + `": exact: "1"}]}`}), Options{})
+		findings := all.Errors()
 		if got := len(findings) == 1 && findings[0].ID == diag.WrongValue; got != refused || !refused && len(findings) > 0 {
 			t.Errorf("%s: refused is %v, want %v: %v", name, got, refused, findings)
 		}

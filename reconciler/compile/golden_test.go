@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
@@ -35,7 +36,8 @@ func TestGolden(t *testing.T) {
 			var policy, want []txtar.File
 			files := map[string]string{}
 			for _, f := range ar.Files {
-				if strings.HasSuffix(f.Name, ".cue") {
+				// "now" and "version" are what is asked for.
+				if strings.HasSuffix(f.Name, ".cue") || f.Name == "now" || f.Name == "version" {
 					policy = append(policy, f)
 					files[f.Name] = string(f.Data)
 				} else {
@@ -88,12 +90,24 @@ workloads: broken: w: service: "x"
 }
 
 func golden(t *testing.T, files map[string]string) (out []txtar.File) {
-	m, origins, findings := Compile(parse(t, files), Options{})
-	if len(findings) > 0 {
-		if m != nil || origins != nil {
-			t.Error("a mesh beside findings")
+	opts := Options{ProxyVersion: strings.TrimSpace(files["version"])}
+	if at := strings.TrimSpace(files["now"]); at != "" {
+		var err error
+		if opts.Now, err = time.Parse(time.RFC3339, at); err != nil {
+			t.Fatal(err)
 		}
-		return []txtar.File{{Name: "findings", Data: []byte(findings.Error() + "\n")}}
+	}
+	delete(files, "version")
+	delete(files, "now")
+	m, origins, findings := Compile(parse(t, files), opts)
+	if len(findings) > 0 {
+		out = append(out, txtar.File{Name: "findings", Data: []byte(findings.Error() + "\n")})
+	}
+	if len(findings.Errors()) > 0 {
+		if m != nil || origins != nil {
+			t.Error("a mesh beside findings that reject it")
+		}
+		return out
 	}
 	for _, c := range m.Chunks() {
 		var b bytes.Buffer
