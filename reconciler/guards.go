@@ -3,8 +3,14 @@ package reconciler
 import (
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
+	"github.com/heddle-mesh/heddle/reconciler/expect"
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/release"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
 // A hold is a guard's answer: why a commit may not pass, and the word by which an operator lets it. Guards are facts of
@@ -50,6 +56,31 @@ func judgeMesh(applied, candidate release.Guards) []hold {
 	return out
 }
 
+// judgeFences compares what directories of others may write, for those that the candidate has files in. Widening a
+// delegation and using it are two commits: the first is reviewed by the owners of mesh.cue, and fences the second.
+func judgeFences(applied *release.Guards, candidate []release.Fence, used func(directory string) bool) []hold {
+	for _, f := range candidate {
+		covered := slices.ContainsFunc(applied.Fences, func(a release.Fence) bool {
+			return a.Directory == f.Directory && covers(a.Kinds, f.Kinds, false) && covers(a.Namespaces, f.Namespaces, true)
+		})
+		if !covered && used(f.Directory) {
+			return []hold{{AcceptFences, fmt.Sprintf("mesh.sources.%s lets %s/ write what the applied release does not, and the commit has "+
+				"policy there; delegate in one commit and write in the next, or accept both at once", f.Name, f.Directory)}}
+		}
+	}
+	return nil
+}
+
+// covers reports whether every one of the names is among the wider ones; with open, "pay-*" covers "pay-eu" and "pay-e*".
+func covers(wider, names []string, open bool) bool {
+	return !slices.ContainsFunc(names, func(n string) bool {
+		return !slices.ContainsFunc(wider, func(w string) bool {
+			begin, more := strings.CutSuffix(w, "*")
+			return w == n || open && more && strings.HasPrefix(n, begin)
+		})
+	})
+}
+
 // permit is what an operator let pass: some holds of one commit.
 type permit struct {
 	commit  string
@@ -68,3 +99,10 @@ func (p permit) first(commit string, holds ...hold) *hold {
 
 // short is a commit as people read it.
 func short(commit string) string { return commit[:min(len(commit), 7)] }
+
+// judgeClaims asks whether what a repository says of itself is so: its expectations and its invariants. The invariants of
+// the applied release hold too, so that a commit which breaks one cannot drop it in the same breath.
+func judgeClaims(doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, applied *release.Guards, now time.Time) diag.List {
+	_, findings := expect.Run(doc, m, origins, now)
+	return findings.Errors()
+}

@@ -24,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +40,7 @@ import (
 	"github.com/heddle-mesh/heddle/reconciler/source"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	record "github.com/heddle-mesh/heddle/schema/release"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
 // Config is all that a reconciler is told. The zero values of optional fields are good.
@@ -443,7 +445,7 @@ func (r *reconciler) mend(ctx context.Context) error {
 		return nil
 	}
 	src := base.Record.Sources[0]
-	candidate, findings, err := r.compile(ctx, base.Record.Env,
+	candidate, _, findings, err := r.compile(ctx, base.Record.Env,
 		source.Commit{Hash: src.Commit, Subject: src.Subject, Author: src.Author, Time: src.Time})
 	if err == nil && len(findings) > 0 {
 		err = fmt.Errorf("this version of Heddle finds fault with it: %s", findings[0].Message)
@@ -487,9 +489,16 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 	}
 	r.advance(tip, Verified)
 
-	candidate, findings, err := r.compile(ctx, r.cfg.Env, tip)
+	candidate, doc, findings, err := r.compile(ctx, r.cfg.Env, tip)
 	if err != nil {
 		return err
+	}
+	if doc != nil && candidate.Mesh != nil {
+		var applied *record.Guards
+		if base != nil {
+			applied = &base.Record.Guards
+		}
+		findings = judgeClaims(doc, candidate.Mesh, candidate.Origins, applied, time.Now())
 	}
 	if len(findings) > 0 {
 		return r.reject(ctx, tip, findings)
@@ -497,7 +506,8 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 	rec, blobs := release.Build(candidate)
 	r.advance(tip, Compiled)
 	if base != nil {
-		if stop := permit.first(tip.Hash, judgeMesh(base.Record.Guards, rec.Guards)...); stop != nil {
+		stops := append(judgeMesh(base.Record.Guards, rec.Guards), judgeFences(&base.Record.Guards, candidate.Fences, doc.Uses)...)
+		if stop := permit.first(tip.Hash, stops...); stop != nil {
 			return r.hold(ctx, tip, stop)
 		}
 	}
@@ -581,37 +591,46 @@ func (r *reconciler) judgeStart(ctx context.Context, base *release.Release, lost
 
 // compile takes a commit from its files to a mesh. Findings are the author's, an error is the world's. Every stage that
 // can still say something about a commit with findings does, so that the author sees all of them at once.
-func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit) (release.Candidate, diag.List, error) {
+func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit) (release.Candidate, *v1alpha1.Document, diag.List, error) {
 	none := release.Candidate{}
 	snapshot, findings, err := r.src.Snapshot(ctx, tip.Hash)
 	if err != nil {
-		return none, nil, err
+		return none, nil, nil, err
 	}
 	if slices.ContainsFunc(findings, func(f diag.Finding) bool { return f.ID == diag.TooManyFiles }) {
-		return none, findings, nil // the snapshot has no files then: whatever else were said would be about that
+		return none, nil, findings, nil // the snapshot has no files then: whatever else were said would be about that
 	}
 	doc, found, err := r.policy.Load(ctx, snapshot, env)
 	if err != nil {
-		return none, nil, err
+		return none, nil, nil, err
 	}
 	if findings = append(findings, found...); len(findings.Errors()) == 0 {
 		r.advance(tip, Valid)
 	}
 	if doc == nil {
 		if len(findings) == 0 {
-			return none, nil, fmt.Errorf("evaluating commit %s gave neither a policy nor findings", tip.Hash)
+			return none, nil, nil, fmt.Errorf("evaluating commit %s gave neither a policy nor findings", tip.Hash)
 		}
-		return none, findings, nil
+		return none, nil, findings, nil
 	}
 	m, origins, found := compile.Compile(doc, compile.Options{})
 	if findings = append(findings, found...).Errors(); len(findings) > 0 {
-		return none, findings, nil
+		return none, nil, findings, nil
 	}
 	return release.Candidate{
 		Source: record.Source{Name: "policy", URL: r.src.URL(), Ref: r.ref(), Commit: tip.Hash,
 			Subject: tip.Subject, Author: tip.Author, Time: tip.Time.UTC()},
-		Env: env, Compiler: r.cfg.Version, Mesh: m, Origins: origins,
-	}, nil, nil
+		Env: env, Compiler: r.cfg.Version, Mesh: m, Origins: origins, Fences: fences(doc.Delegated),
+	}, doc, nil, nil
+}
+
+// fences are a document's delegations as a release keeps them.
+func fences(delegated []v1alpha1.Delegation) (out []record.Fence) {
+	for _, d := range delegated {
+		out = append(out, record.Fence{Name: d.Name, Directory: d.Directory, Namespaces: d.Namespaces, Kinds: d.Kinds})
+	}
+	slices.SortFunc(out, func(a, b record.Fence) int { return strings.Compare(a.Name, b.Name) })
+	return out
 }
 
 // ref is the one that is followed.

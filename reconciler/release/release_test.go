@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -106,7 +107,7 @@ func TestBuild(t *testing.T) {
 	if same != 3 { // settings, shop, origins
 		t.Errorf("%d blobs are shared; want all but pay's", same)
 	}
-	if want := (release.Guards{TrustDomain: "example.org", Services: 2}); a.Guards != want {
+	if want := (release.Guards{TrustDomain: "example.org", Services: 2}); !reflect.DeepEqual(a.Guards, want) {
 		t.Errorf("guards %+v, want %+v", a.Guards, want)
 	}
 	m, origins, err := a.Assemble(func(h mesh.Hash) ([]byte, error) { return blobsA[h], nil })

@@ -39,6 +39,7 @@ type Candidate struct {
 	Compiler string // the version of Heddle
 	Mesh     *mesh.Mesh
 	Origins  mesh.Origins
+	Fences   []release.Fence // sorted by name
 }
 
 // Build encodes the mesh by namespace and fills the record, without Epoch, Previous and Published. The blobs are those
@@ -55,7 +56,8 @@ func Build(c Candidate) (release.Record, map[mesh.Hash][]byte) {
 		Sources:  []release.Source{c.Source},
 		Env:      c.Env,
 		Compiler: c.Compiler,
-		Guards:   release.Guards{TrustDomain: c.Mesh.Settings.TrustDomain, Services: len(c.Mesh.Inbound)},
+		Guards: release.Guards{TrustDomain: c.Mesh.Settings.TrustDomain, Services: len(c.Mesh.Inbound),
+			Invariants: c.Mesh.Invariants, Fences: c.Fences},
 	}
 	for _, chunk := range c.Mesh.Chunks() {
 		rec.Chunks = append(rec.Chunks, put(chunk.Namespace, chunk))

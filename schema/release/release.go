@@ -49,6 +49,19 @@ type Source struct {
 type Guards struct {
 	TrustDomain string `json:"trustDomain"`
 	Services    int    `json:"services"` // a candidate with none, where there were some, deletes everything
+	// Invariants hold for the next commit too, whatever it says of them; sorted by name.
+	Invariants []mesh.Invariant `json:"invariants,omitempty"`
+	// Fences are the directories that others write; sorted by name.
+	Fences []Fence `json:"fences,omitempty"`
+}
+
+// Fence is a directory that somebody else writes, and what it may say.
+type Fence struct {
+	Name      string `json:"name"`
+	Directory string `json:"directory"`
+	// Namespaces are names, or beginnings of names followed by "*"; sorted. Kinds are sorted too.
+	Namespaces []string `json:"namespaces"`
+	Kinds      []string `json:"kinds"`
 }
 
 // Commit is the commit of the first source.

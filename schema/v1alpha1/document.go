@@ -42,6 +42,16 @@ type Delegation struct {
 // under namespaces.
 var SourceKinds = []string{"defaults", "egress", "groups", "services", "workloads"}
 
+// Uses reports whether anything of the document was written below a directory.
+func (d *Document) Uses(directory string) bool {
+	for _, p := range d.Positions {
+		if strings.HasPrefix(p.File, directory+"/") {
+			return true
+		}
+	}
+	return false
+}
+
 // Writes reports whether a namespace is among those of a delegation.
 func (d Delegation) Writes(namespace string) bool {
 	return slices.ContainsFunc(d.Namespaces, func(n string) bool {
