@@ -123,6 +123,7 @@ func TestRules(t *testing.T) {
 	e := New(Options{})
 	for _, name := range archives {
 		t.Run(strings.TrimSuffix(filepath.Base(name), ".txtar"), func(t *testing.T) {
+			t.Parallel()
 			a, err := txtar.ParseFile(name)
 			if err != nil {
 				t.Fatal(err)
