@@ -286,6 +286,8 @@ func TestAnyDocument(t *testing.T) {
 		for range 1 + r.IntN(3) {
 			mutate(r, v)
 		}
+		line := 1_000_000
+		place(doc.Positions, "", v, &line) // what is new was written somewhere too
 		m, origins, findings := Compile(doc, Options{})
 		if (m == nil) == (len(findings.Errors()) == 0) || (m == nil) != (origins == nil) {
 			t.Fatalf("seed %d: a mesh and %d findings", seed, len(findings))
