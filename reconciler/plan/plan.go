@@ -154,9 +154,9 @@ type Line struct {
 	// access about a port whose routes hide its own door, where decide.Admit does.
 	Witness *reach.Witness `json:"witness,omitempty"`
 
-	cells  map[cellKey]bool // which classes it is about
-	space  *reach.Space
-	merged string // what lines that may become one have in common
+	cells map[reach.Key]bool // which classes it is about
+	space *reach.Space
+	edge  edge
 }
 
 // Where is a rule, a route or a default, and the line of policy that wrote it.

@@ -49,7 +49,6 @@ type Space struct {
 	dims     []dim
 	slots    map[string]int // of dims, by kind and name
 	http     bool           // requests can be seen
-	raw      bool           // the port never is without HTTP in what it declares; only for wording
 	callers  *Callers
 	budget   int
 	overflow bool
@@ -131,9 +130,9 @@ func New(q *Question) (*Space, error) {
 		}
 		if in, ok := m.InboundOf(q.Service); ok {
 			if p, ok := in.Port(q.Port); ok {
-				s.http = s.http || p.Protocol != mesh.TCP && p.Protocol != mesh.Opaque && p.Protocol != mesh.TLS
+				s.http = s.http || !bytesOnly(p.Protocol)
 			}
-			g.door(in, q.Port, nil, nil)
+			g.door(in, q.Port, nil)
 		}
 		if out, ok := m.OutboundOf(q.Service); ok && q.Routed {
 			g.routes(m, out)
@@ -180,7 +179,7 @@ func (g *gatherer) add(c cond) { g.s.conds = append(g.s.conds, c) }
 
 // door takes the conditions of a service's own rules on one of its ports. pull, if any, are the rewrites of paths on the
 // way there.
-func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite, hosts []mesh.PathMatch) {
+func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite) {
 	p, ok := in.Port(port)
 	if !ok {
 		return
@@ -188,50 +187,45 @@ func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite, hosts []m
 	if p.Default == mesh.ClusterAuthenticated || p.Default == mesh.ClusterUnauthenticated {
 		g.add(cond{networks: in.ClusterNetworks})
 	}
+	raw, routed := bytesOnly(p.Protocol), false
 	for i := range in.Rules {
 		r := &in.Rules[i]
 		if r.Action == mesh.AuditRule || r.Shadow || !decide.OnPort(r, port) {
 			continue
 		}
-		base := cond{from: r.From, methods: r.Methods, headers: r.Headers, sni: r.SNI, jwt: r.JWT, until: r.Until, loose: len(pull) > 0}
+		c := cond{from: r.From, sni: r.SNI, until: r.Until, loose: len(pull) > 0}
 		for _, n := range r.Networks {
-			base.networks = append(append(base.networks, n.CIDR), n.Except...)
+			c.networks = append(append(c.networks, n.CIDR), n.Except...)
 		}
-		if len(r.Paths) > 0 {
-			base.paths = [][]mesh.PathMatch{r.Paths}
-			g.pullBack(r.Paths, pull)
+		if !raw { // where no request is seen, nothing can be said of it
+			c.methods, c.headers, c.jwt = r.Methods, r.Headers, r.JWT
+			if len(r.Paths) > 0 {
+				c.paths = [][]mesh.PathMatch{r.Paths}
+				g.pullBack(r.Paths, pull)
+			}
+			routed = routed || len(r.Routes) > 0
 		}
-		if len(r.Routes) == 0 {
-			g.add(base)
-			continue
-		}
-		for j := range in.Routes {
-			route := &in.Routes[j]
-			if route.Port != port || !slices.Contains(r.Routes, route.ID) {
-				continue
-			}
-			if len(route.Matches) == 0 {
-				g.add(base)
-			}
-			for k := range route.Matches {
-				g.add(g.with(base, &route.Matches[k], pull))
-			}
+		g.add(c)
+	}
+	if routed { // a rule about a route asks which of all routes takes the request
+		for i := range p.Matches {
+			g.add(g.with(cond{loose: len(pull) > 0}, &p.Matches[i], pull))
 		}
 	}
 }
 
-// with is a condition and a match's.
+// bytesOnly reports whether a port's sidecar looks into nothing.
+func bytesOnly(p mesh.Protocol) bool { return p == mesh.TCP || p == mesh.Opaque || p == mesh.TLS }
+
+// with is a condition that also asks for what a match does.
 func (g *gatherer) with(c cond, m *mesh.Match, pull []rewrite) cond {
-	c.headers = slices.Concat(c.headers, m.Headers)
-	c.query = slices.Concat(c.query, m.Query)
+	c.headers, c.query = m.Headers, m.Query
 	if m.Method != "" {
-		// Both must hold; for the cuts it is enough that each of them is one.
-		g.add(cond{from: c.from, methods: c.methods, paths: c.paths, loose: c.loose})
 		c.methods = []string{m.Method}
 	}
 	if m.Path != (mesh.PathMatch{}) {
 		one := []mesh.PathMatch{m.Path}
-		c.paths = append(slices.Clone(c.paths), one)
+		c.paths = [][]mesh.PathMatch{one}
 		g.pullBack(one, pull)
 	}
 	return c
@@ -280,7 +274,7 @@ func (g *gatherer) routes(m *mesh.Mesh, out *mesh.Outbound) {
 func (g *gatherer) backends(m *mesh.Mesh, r *mesh.Route, matches []*mesh.Match) {
 	behind := func(service mesh.ServiceName, port string, pull []rewrite) {
 		if in, ok := m.InboundOf(service); ok {
-			g.door(in, port, pull, nil)
+			g.door(in, port, pull)
 		}
 	}
 	pull := g.edits(nil, r.Filters, matches)
@@ -305,6 +299,10 @@ func (g *gatherer) backends(m *mesh.Mesh, r *mesh.Route, matches []*mesh.Match) 
 func (g *gatherer) edits(before []rewrite, filters []mesh.Filter, matches []*mesh.Match) []rewrite {
 	out := slices.Clone(before)
 	for _, f := range filters {
+		if f.CORS != nil { // it answers what only asks whether another site may call (Fetch standard, 3.2.2)
+			g.add(cond{methods: []string{"OPTIONS"}, headers: []mesh.HeaderMatch{
+				{Name: "origin", Present: true}, {Name: "access-control-request-method", Present: true}}})
+		}
 		if f.RequestHeaders != nil {
 			for _, h := range f.RequestHeaders.Add {
 				if g.added == nil {
@@ -579,6 +577,8 @@ func (c *Cell) Witness() *Witness {
 // Classify finds the class of a call. It is the proof's other half: a call whose class is not in the space, or whose
 // class is judged otherwise than the call itself, would be a hole.
 func (s *Space) Classify(c *decide.Call) (Key, error) {
+	c = &decide.Call{Request: c.Request, Service: c.Service, Port: c.Port, Namespace: c.Namespace}
+	c.HTTP = c.HTTP && s.http
 	cell := &Cell{s: s, Call: *c, vals: make([]int, len(s.dims))}
 	p, ok := s.peerOf(c.Peer, c.Namespace)
 	if !ok {
@@ -587,9 +587,6 @@ func (s *Space) Classify(c *decide.Call) (Key, error) {
 	cell.Peer = p
 	live := slices.Clone(s.Peers[p].bits)
 	if c.HTTP {
-		if !s.http {
-			return Key{}, errors.New("no request is seen on this port")
-		}
 		if cell.path, ok = s.pathSig[s.pathKey(c.Path)]; !ok {
 			return Key{}, fmt.Errorf("no class for the path %q", c.Path)
 		}
@@ -643,4 +640,22 @@ func (s *Space) Regular() bool {
 		}
 	}
 	return false
+}
+
+// WitnessOf is the representative of a class.
+func (s *Space) WitnessOf(k Key) *Witness {
+	c := &Cell{s: s, Peer: k.Peer, path: k.Path, method: k.Method, vals: make([]int, len(s.dims))}
+	c.Call.Service, c.Call.Port = s.Service, s.Port
+	c.Call.Peer, c.Call.Namespace = s.Peers[k.Peer].ID, s.Peers[k.Peer].Namespace
+	for d := range s.dims {
+		c.vals[d] = int(k.Rest[2*d]) | int(k.Rest[2*d+1])<<8 - 1
+	}
+	if k.Path >= 0 {
+		c.Call.HTTP, c.Call.Path, c.Call.Method = true, s.paths[k.Path], s.methods[k.Method]
+		if c.Call.Path == "*" {
+			c.Call.Method = "OPTIONS"
+		}
+	}
+	c.fill()
+	return c.Witness()
 }

@@ -138,10 +138,10 @@ func Abstract(m *mesh.Mesh, service mesh.ServiceName) *mesh.Mesh {
 		}
 		seen[n] = true
 		c := *in
-		c.Routes = slices.Clone(in.Routes)
-		for i := range c.Routes {
+		c.Ports = slices.Clone(in.Ports)
+		for i := range c.Ports {
 			// A filter may change what the backend sees, so what it sees is a condition of its own.
-			c.Routes[i].Matches = atoms(string(n)+" ", c.Routes[i].Matches)
+			c.Ports[i].Matches = atoms(string(n)+" ", c.Ports[i].Matches)
 		}
 		a.Inbound = append(a.Inbound, c)
 	}

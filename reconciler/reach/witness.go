@@ -2,7 +2,6 @@ package reach
 
 import (
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -57,7 +56,7 @@ func (w *Witness) Call() decide.Call {
 }
 
 // Args are the arguments of `heddle explain` that ask about the witness: FROM TO:port [METHOD PATH], then flags. A
-// parameter of the query stands behind the path. A caller that policy declares is named by its service where the service
+// caller that policy declares is named by its service where the service
 // has that one identity only.
 func (w *Witness) Args() []string {
 	to := string(w.To)
@@ -66,25 +65,22 @@ func (w *Witness) Args() []string {
 	}
 	args := []string{w.From, to}
 	if w.HTTP {
-		path := w.Path
-		if len(w.Query) > 0 {
-			q := url.Values{}
-			for k, v := range w.Query {
-				q.Set(k, v)
-			}
-			path += "?" + q.Encode()
+		args = append(args, w.Method, w.Path)
+		for _, name := range sortedKeys(w.Query) {
+			args = append(args, "--query", name+"="+w.Query[name])
 		}
-		args = append(args, w.Method, path)
 		for _, name := range sortedKeys(w.Headers) {
 			args = append(args, "--header", name+"="+w.Headers[name])
 		}
 		for _, issuer := range sortedKeys(w.Tokens) {
 			claims := w.Tokens[issuer]
-			if len(claims) == 0 {
-				args = append(args, "--jwt", issuer)
+			if len(claims) == 0 { // a valid token, of which policy asks nothing more
+				claims = map[string][]string{"any": {"x"}}
 			}
 			for _, name := range sortedKeys(claims) {
-				args = append(args, "--jwt", issuer+"/"+name+"="+strings.Join(claims[name], ","))
+				for _, v := range claims[name] {
+					args = append(args, "--claim", issuer+":"+name+"="+v)
+				}
 			}
 		}
 	}
@@ -95,7 +91,7 @@ func (w *Witness) Args() []string {
 		args = append(args, "--sni", w.SNI)
 	}
 	if !w.At.IsZero() {
-		args = append(args, "--time", w.At.UTC().Format(time.RFC3339))
+		args = append(args, "--at", w.At.UTC().Format(time.RFC3339))
 	}
 	return args
 }
