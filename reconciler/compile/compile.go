@@ -34,7 +34,6 @@ import (
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
-	"github.com/heddle-mesh/heddle/schema/spiffe"
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
@@ -53,110 +52,130 @@ type Options struct {
 // namespaces never makes a mesh, even where it has no findings of its own; references into those namespaces are not
 // judged. doc is not written, and what is returned shares no memory with it that anybody writes.
 func Compile(doc *v1alpha1.Document, opts Options) (*mesh.Mesh, mesh.Origins, diag.List) {
-	s := thisSidecar
-	if opts.ProxyVersion != "" {
-		s.version = opts.ProxyVersion
+	g, err := newGate(opts.ProxyVersion)
+	if err != nil {
+		return nil, nil, diag.List{{ID: diag.NotEnforced, Message: err.Error(),
+			Hint: fmt.Sprintf("choose %q, or %q to leave the question out", mesh.Version, "any")}}
 	}
-	return s.compile(doc, opts)
+	return newCompiler(doc, opts, g).run()
 }
 
 // compiler is one compilation.
 type compiler struct {
-	sidecar
 	authorization
 	doc      *v1alpha1.Document
+	gate     *gate
 	findings diag.List
 	origins  mesh.Origins
 
-	trustDomain string
-	services    map[mesh.ServiceName]*service
-	names       []string // of services, sorted, for hints
+	trustDomain   string
+	outermost     defaults            // of the mesh
+	levels        map[string]defaults // of namespaces that are spoken of
+	services      map[mesh.ServiceName]*service
+	ordered       []*service // by name
+	names         []string   // of services, sorted, for hints
+	rateOverrides map[path][]mesh.RateOverride
 }
 
-func (s sidecar) compile(doc *v1alpha1.Document, opts Options) (*mesh.Mesh, mesh.Origins, diag.List) {
-	c := &compiler{sidecar: s, doc: doc, origins: mesh.Origins{}, services: map[mesh.ServiceName]*service{}}
+func newCompiler(doc *v1alpha1.Document, opts Options, g *gate) *compiler {
+	c := &compiler{
+		doc: doc, gate: g, origins: mesh.Origins{}, levels: map[string]defaults{},
+		services: map[mesh.ServiceName]*service{}, rateOverrides: map[path][]mesh.RateOverride{},
+	}
 	c.now = opts.Now
+	return c
+}
+
+func (c *compiler) run() (*mesh.Mesh, mesh.Origins, diag.List) {
 	m := &mesh.Mesh{}
-	meshDefaults := c.settings(&m.Settings)
+	c.declareAll(m)
 
-	// First what services are, so that the second pass can resolve every name.
-	c.checkNamespaces()
-	for _, ns := range slices.Sorted(maps.Keys(doc.Policy.Services)) {
-		at := path("services").at(ns)
-		c.checkLabel(at, "namespace", ns)
-		nsDefaults := c.over(meshDefaults, doc.Policy.Namespaces[ns].Defaults, path("namespaces").at(ns, "defaults"), true)
-		for _, name := range slices.Sorted(maps.Keys(doc.Policy.Services[ns])) {
-			c.declare(ns, name, nsDefaults)
-		}
-	}
-	services := slices.SortedFunc(maps.Values(c.services), func(a, b *service) int {
-		return strings.Compare(string(a.name), string(b.name))
-	})
-	for _, s := range services {
-		c.names = append(c.names, string(s.name))
-	}
-	c.checkIdentities(services)
-	c.compileIssuers()
-
-	// Then what they say. Every service's routes come before any service's rules, which name them.
-	for _, s := range services {
+	// Every service's routes come before any service's rules, which name them.
+	for _, s := range c.ordered {
 		c.compileRoutes(s)
 	}
-	c.checkLoops(services)
-	for _, s := range services {
+	c.compileCalls()
+	c.compileIssuers()
+	c.checkLoops(c.ordered)
+	for _, s := range c.ordered {
 		c.compileRules(s)
-		c.checkNeeds(s)
+		c.compileResilience(s)
+		c.compileRates(s)
+		c.needPorts(s)
 	}
 	m.Settings.JWTIssuers = c.namedIssuers()
 	m.Invariants = c.compileInvariants()
 	m.Workloads = c.compileWorkloads()
-	c.checkMandates(services)
-	c.checkCallers(services)
+	m.Groups = c.compileGroups()
+	c.checkSelectors()
+	m.Egress = c.compileEgress(c.outermost)
+	c.checkSkipped(c.ordered)
+	c.checkMandates(c.ordered)
+	c.checkCallers(c.ordered)
+	c.closeGate()
 
-	if len(c.findings.Errors()) > 0 || len(doc.Unread) > 0 {
+	if len(c.findings.Errors()) > 0 || len(c.doc.Unread) > 0 {
 		return nil, nil, c.findings.Sorted()
 	}
-	if len(services) > 0 {
-		m.Inbound, m.Outbound = make([]mesh.Inbound, 0, len(services)), make([]mesh.Outbound, 0, len(services))
+	if n := len(c.ordered); n > 0 {
+		m.Inbound, m.Outbound = make([]mesh.Inbound, 0, n), make([]mesh.Outbound, 0, n)
 	}
-	for _, s := range services {
+	for _, s := range c.ordered {
+		s.in.Needs, s.out.Needs = set(s.in.Needs), set(s.out.Needs)
 		m.Inbound = append(m.Inbound, s.in)
 		m.Outbound = append(m.Outbound, s.out)
 	}
+	m.Settings.Needs = set(m.Settings.Needs)
 	return m, c.origins, c.findings.Sorted()
 }
 
-// settings compiles what holds for the mesh as a whole and returns the mesh's defaults.
-func (c *compiler) settings(to *mesh.Settings) defaults {
-	src := c.doc.Policy.Mesh
-	if src == nil && len(c.doc.Unread) > 0 {
-		return builtIn // it is there and could not be read
-	}
-	if src == nil {
-		c.find(diag.NoPolicy, "mesh", "the repository says nothing about the mesh",
-			`write mesh.cue with mesh: trustDomain: "example.org"`)
-		return builtIn
-	}
-	if err := spiffe.CheckTrustDomain(src.TrustDomain); err != nil {
-		c.find(diag.BadIdentity, path("mesh").at("trustDomain"), err.Error(),
-			`write a name of your own, as in "mesh.example.org"`)
-	} else {
-		c.trustDomain = src.TrustDomain
-	}
-	to.TrustDomain = src.TrustDomain
-	if src.MaxStale != "" {
-		to.MaxStale, _ = c.duration("mesh.maxStale", src.MaxStale)
-	}
-	return c.over(builtIn, src.Defaults, "mesh.defaults", true)
-}
-
-// checkNamespaces checks the defaults of namespaces that have no services too: nothing that is written is left unread.
-func (c *compiler) checkNamespaces() {
-	for _, ns := range slices.Sorted(maps.Keys(c.doc.Policy.Namespaces)) {
+// declareAll is the first pass: what holds for the mesh and for namespaces, and what services are, so that every name can
+// be resolved afterwards.
+func (c *compiler) declareAll(m *mesh.Mesh) {
+	c.outermost = c.settings(&m.Settings)
+	for _, ns := range sortedKeys(c.doc.Policy.Namespaces) {
 		at := path("namespaces").at(ns)
 		c.checkLabel(at, "namespace", ns)
-		if len(c.doc.Policy.Services[ns]) == 0 {
-			c.over(builtIn, c.doc.Policy.Namespaces[ns].Defaults, at.at("defaults"), true)
+		c.levels[ns] = c.over(c.outermost, c.doc.Policy.Namespaces[ns].Defaults, at.at("defaults"), namespaceLevel)
+	}
+	for _, ns := range sortedKeys(c.doc.Policy.Services) {
+		c.checkLabel(path("services").at(ns), "namespace", ns)
+		outer, ok := c.levels[ns]
+		if !ok {
+			outer = c.outermost
+		}
+		for _, name := range sortedKeys(c.doc.Policy.Services[ns]) {
+			c.declare(ns, name, &outer)
+		}
+	}
+	c.ordered = slices.SortedFunc(maps.Values(c.services), func(a, b *service) int {
+		return strings.Compare(string(a.name), string(b.name))
+	})
+	c.names = make([]string, 0, len(c.ordered))
+	for _, s := range c.ordered {
+		c.names = append(c.names, string(s.name))
+	}
+	c.checkIdentities(c.ordered)
+}
+
+// needPorts notes what a sidecar must be able to do for the ports of a service, on both sides.
+func (c *compiler) needPorts(s *service) {
+	c.need(&s.in.Needs, mesh.CapAuthorize, s.at, "a service")
+	for i, p := range s.ports {
+		c.needProtocol(&s.in.Needs, p)
+		c.needProtocol(&s.out.Needs, p)
+		if p.mtls.v == mesh.Permissive {
+			c.need(&s.in.Needs, mesh.CapPermissive, p.mtls.from, `mtls "permissive"`)
+		}
+		switch p.policy.v {
+		case mesh.ClusterAuthenticated, mesh.ClusterUnauthenticated:
+			c.need(&s.in.Needs, mesh.CapCluster, p.policy.from, fmt.Sprintf("inboundPolicy %q", p.policy.v))
+		case mesh.Audit:
+			c.need(&s.in.Needs, mesh.CapAudit, p.policy.from, `inboundPolicy "audit"`)
+		}
+		if s.defaults.paths.v == acceptPaths && s.in.Ports[i].CanonicalPaths {
+			s.in.Ports[i].CanonicalPaths = false
+			c.need(&s.in.Needs, mesh.CapNonCanonical, s.defaults.paths.from, `nonCanonicalPaths "accept"`)
 		}
 	}
 }
@@ -167,28 +186,38 @@ type service struct {
 	at   path
 	src  *v1alpha1.Service
 
-	defaults defaults
-	ports    []*port // sorted by name
-	routes   []*route
-	in       mesh.Inbound
-	out      mesh.Outbound
+	defaults    defaults
+	ports       []*port  // sorted by name
+	routes      []*route // HTTP and gRPC routes, and those that defaults make
+	connections []*route // TLS and TCP routes
+	consumers   []*route // of other namespaces
+	in          mesh.Inbound
+	out         mesh.Outbound
 }
 
 // port is a port of a service, with where its settings come from.
 type port struct {
-	name     string
-	at       path
-	number   uint16
-	protocol mesh.Protocol
-	policy   value[mesh.InboundMode]
-	mtls     value[mesh.MTLSMode]
+	name       string
+	at         path
+	number     uint16
+	protocol   mesh.Protocol
+	protocolAt path // of the field that says so; the port's own where none does
+	speaks     value[mesh.Protocol]
+	policy     value[mesh.InboundMode]
+	mtls       value[mesh.MTLSMode]
+	rate       rate
 }
 
-// http reports whether HTTP routes may stand on the port. Protocols that the sidecar does not carry yet count too, so
-// that a refused protocol is one finding and not many.
-func (p *port) http() bool {
-	return p.protocol != mesh.TCP && p.protocol != mesh.Opaque && p.protocol != mesh.TLS
+// http reports whether requests can be seen on the port: it speaks HTTP, or gRPC, which is carried by it.
+func (p *port) http() bool { return !p.opaque() && p.protocol != mesh.TLS }
+
+// grpc reports whether gRPC calls may be seen on the port.
+func (p *port) grpc() bool {
+	return p.protocol == mesh.GRPC || p.protocol == mesh.HTTP2 || p.protocol == mesh.Detect
 }
+
+// opaque reports whether the port's bytes are never inspected.
+func (p *port) opaque() bool { return p.protocol == mesh.TCP || p.protocol == mesh.Opaque }
 
 // port finds a port by name.
 func (s *service) port(name string) *port {
@@ -211,16 +240,16 @@ func (s *service) portNames(keep func(*port) bool) (names []string) {
 }
 
 // declare is the first pass over a service: its identities, ports and defaults.
-func (c *compiler) declare(ns, name string, outer defaults) {
+func (c *compiler) declare(ns, name string, outer *defaults) {
 	src := c.doc.Policy.Services[ns][name]
 	s := &service{name: mesh.Name(ns, name), at: path("services").at(ns, name), src: &src}
 	c.services[s.name] = s
 	c.checkLabel(s.at, "service", name)
-	s.defaults = c.over(outer, src.Defaults, s.at.at("defaults"), false)
+	s.defaults = c.over(*outer, src.Defaults, s.at.at("defaults"), serviceLevel)
 	c.origins[string(s.name)] = c.pos(s.at)
 
 	numbers := map[int64]*port{}
-	for _, pn := range slices.Sorted(maps.Keys(src.Ports)) {
+	for _, pn := range sortedKeys(src.Ports) {
 		p := c.port(s, pn, src.Ports[pn])
 		if other := numbers[int64(src.Ports[pn].Port)]; other != nil {
 			c.find(diag.DuplicateAddress, p.at.at("port"), fmt.Sprintf("port %d is %s's already", p.number, other.name),
@@ -234,6 +263,7 @@ func (c *compiler) declare(ns, name string, outer defaults) {
 	ids := c.identities(s)
 	s.in = mesh.Inbound{Service: s.name, Identities: ids, Ports: make([]mesh.InboundPort, 0, len(s.ports))}
 	s.out = mesh.Outbound{Service: s.name, Identities: ids, Ports: make([]mesh.OutboundPort, 0, len(s.ports))}
+	c.selector(s)
 	for _, p := range s.ports {
 		id := mesh.DefaultID(s.name, p.name)
 		s.in.Ports = append(s.in.Ports, mesh.InboundPort{
@@ -250,22 +280,32 @@ func (c *compiler) declare(ns, name string, outer defaults) {
 
 // port compiles one port; a setting of its own is nearer than any default.
 func (c *compiler) port(s *service, name string, src v1alpha1.Port) *port {
-	p := &port{name: name, at: s.at.at("ports", name), protocol: mesh.Detect, policy: s.defaults.policy, mtls: s.defaults.mtls}
+	d := &s.defaults
+	p := &port{name: name, at: s.at.at("ports", name), speaks: d.protocol, policy: d.policy, mtls: d.mtls, rate: d.rate}
 	c.checkLabel(p.at, "port", name)
-	if src.Port < 1 || src.Port > 65535 {
-		c.find(diag.WrongValue, p.at.at("port"), fmt.Sprintf("%d is no port number", src.Port),
-			"write a number from 1 to 65535")
-	} else {
-		p.number = uint16(src.Port)
-	}
+	p.number = c.portNumber(p.at.at("port"), src.Port)
 	if src.Protocol != "" {
-		p.protocol = c.protocol(p.at.at("protocol"), mesh.Protocol(src.Protocol))
+		at := p.at.at("protocol")
+		p.speaks.at(at, portLevel, c.protocol(at, mesh.Protocol(src.Protocol)))
+	}
+	p.protocol, p.protocolAt = p.speaks.v, p.speaks.from
+	if p.protocolAt == "" {
+		p.protocolAt = p.at.at("protocol")
 	}
 	if src.Mtls != "" {
-		p.mtls = value[mesh.MTLSMode]{c.mtls(p.at.at("mtls"), src.Mtls), p.at.at("mtls"), false}
+		at := p.at.at("mtls")
+		p.mtls.at(at, portLevel, c.mtls(at, src.Mtls))
 	}
 	if src.InboundPolicy != "" {
-		p.policy = value[mesh.InboundMode]{c.policy(p.at.at("inboundPolicy"), src.InboundPolicy), p.at.at("inboundPolicy"), false}
+		at := p.at.at("inboundPolicy")
+		p.policy.at(at, portLevel, c.policy(at, src.InboundPolicy))
+	}
+	if src.RateLimit != nil {
+		at := p.at.at("rateLimit")
+		if src.RateLimit.Total == nil && src.RateLimit.PerIdentity == nil && len(src.RateLimit.Overrides) == 0 {
+			c.find(diag.WrongValue, at, "the rate limit limits nothing", "write total or perIdentity")
+		}
+		c.overRate(&p.rate, src.RateLimit, at, portLevel)
 	}
 	return p
 }

@@ -8,61 +8,129 @@ import (
 	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
-// sidecar is the sidecar that policy is compiled for.
-type sidecar struct {
-	version      string
-	capabilities []mesh.Capability
-	protocols    []mesh.Protocol
+// gate is the last stage of checking (decisions.md, 38). All policy is compiled to its form in the mesh; on the way,
+// [compiler.need] notes what it takes to enforce it. What the chosen version lacks becomes a finding here and nowhere
+// else, so that the table of mesh.Enforced alone decides.
+type gate struct {
+	version string
+	// enforced is nil where every capability counts as there (the version "any").
+	enforced map[mesh.Capability]bool
+	lacks    []lack
 }
 
-var thisSidecar = sidecar{version: mesh.Version, capabilities: mesh.Enforced, protocols: mesh.EnforcedProtocols}
-
-var allProtocols = []mesh.Protocol{mesh.Detect, mesh.HTTP1, mesh.HTTP2, mesh.GRPC, mesh.TLS, mesh.TCP, mesh.Opaque}
-
-// notEnforced refuses what policy says and the sidecar does not do. What has a form in the mesh is refused by the table
-// of mesh.Enforced (see checkNeeds) and of mesh.EnforcedProtocols; what has none (retry, filters, until, …) is refused
-// where it is read, whatever the table says, since there is nothing to enforce it by.
-func (c *compiler) notEnforced(at path, what, hint string) {
-	c.find(diag.NotEnforced, at, fmt.Sprintf("%s is not enforced by heddle-proxy %s", what, c.version), hint)
+// lack is a use of a capability that is not there.
+type lack struct {
+	cap  mesh.Capability
+	at   path
+	what string
 }
 
-// needs are the capabilities of ports of the given protocols.
-func needs(ports []*port) []mesh.Capability {
-	var caps []mesh.Capability
-	for _, p := range ports {
-		switch p.protocol {
-		case mesh.Detect:
-			caps = append(caps, mesh.CapDetect, mesh.CapHTTP1, mesh.CapTCP)
-		case mesh.HTTP1:
-			caps = append(caps, mesh.CapHTTP1)
-		case mesh.TCP, mesh.Opaque:
-			caps = append(caps, mesh.CapTCP)
-		}
+// newGate chooses a version of heddle-proxy: "" is this source tree's.
+func newGate(version string) (*gate, error) {
+	switch version {
+	case "any":
+		return &gate{version: version}, nil
+	case "":
+		version = mesh.Version
 	}
-	return caps
+	caps, ok := mesh.EnforcedBy(version)
+	if !ok {
+		return nil, fmt.Errorf("no heddle-proxy %q is known here", version)
+	}
+	return gateOf(version, caps), nil
 }
 
-// checkNeeds fills in what a sidecar must be able to do for a service, and refuses what this one cannot.
-func (c *compiler) checkNeeds(s *service) {
-	in, out := append(append(needs(s.ports), s.in.Needs...), mesh.CapAuthorize), needs(s.ports)
-	need := func(list *[]mesh.Capability, cap mesh.Capability, at path, what string) {
-		if !slices.Contains(c.capabilities, cap) {
-			c.notEnforced(at, what, "leave it out, or compile for a newer heddle-proxy")
-		}
-		*list = append(*list, cap)
+func gateOf(version string, caps []mesh.Capability) *gate {
+	g := &gate{version: version, enforced: make(map[mesh.Capability]bool, len(caps))}
+	for _, c := range caps {
+		g.enforced[c] = true
 	}
-	for _, p := range s.ports {
-		if p.mtls.v == mesh.Permissive {
-			need(&in, mesh.CapPermissive, p.mtls.from, `mtls "permissive"`)
-		}
+	return g
+}
+
+// need notes that an object takes a capability; on is the object's Needs, or nil for what no sidecar is sent. what names
+// what the author wrote at the path, as in `protocol "http2"`.
+func (c *compiler) need(on *[]mesh.Capability, capability mesh.Capability, at path, what string) {
+	if on != nil && !slices.Contains(*on, capability) {
+		*on = append(*on, capability)
 	}
-	for _, r := range s.routes {
-		need(&out, mesh.CapRoute, r.at, "an HTTP route")
-		if r.compiled.Timeouts.Request > 0 {
-			need(&out, mesh.CapTimeout, r.at.at("timeout"), "a timeout")
-		}
+	if c.gate.enforced != nil && !c.gate.enforced[capability] {
+		c.gate.lacks = append(c.gate.lacks, lack{capability, at, what})
 	}
-	s.in.Needs, s.out.Needs = set(in), set(out)
+}
+
+// closeGate turns what is lacking into findings.
+func (c *compiler) closeGate() {
+	for _, l := range c.gate.lacks {
+		who := "heddle-proxy " + c.gate.version
+		if elsewhere[l.cap] {
+			who = "this version of Heddle (" + mesh.Version + ")"
+		}
+		c.find(diag.NotEnforced, l.at, fmt.Sprintf("%s is not enforced by %s", l.what, who), instead(l.cap))
+	}
+}
+
+// elsewhere are the capabilities that are the reconciler's or the control plane's, not the sidecar's.
+var elsewhere = map[mesh.Capability]bool{
+	mesh.CapSelector: true, mesh.CapGroup: true, mesh.CapStaged: true, mesh.CapJWKSURL: true, mesh.CapRemoteSource: true,
+}
+
+// instead says what to write in place of what needs a capability.
+func instead(capability mesh.Capability) string {
+	switch capability {
+	case mesh.CapHTTP2, mesh.CapGRPC, mesh.CapTLS:
+		return `write "http1" or "detect", or "tcp" to carry the bytes uninspected`
+	case mesh.CapRouteRegex:
+		return "write exact or prefix"
+	case mesh.CapRouteQuery:
+		return "match by path, method or headers"
+	case mesh.CapGRPCRoute, mesh.CapTLSRoute, mesh.CapTCPRoute:
+		return "leave the route out: without routes everything goes to the service itself"
+	case mesh.CapConsumerRoute:
+		return "leave it out, or write the routes in the service itself"
+	case mesh.CapResponseTimeout, mesh.CapIdleTimeout:
+		return "leave it out, or write timeout, which bounds the whole exchange"
+	case mesh.CapAuthorizePattern:
+		return "name the identities one by one, or services"
+	case mesh.CapAuthorizeRequest:
+		return "write the conditions as an HTTP route, and name it in the rule's routes"
+	case mesh.CapAuthorizeUntil:
+		return "leave it out, and delete the rule when its time has come"
+	case mesh.CapAudit:
+		return "leave it out until it is meant: nothing would be recorded"
+	case mesh.CapCluster:
+		return `write "deny", "all-authenticated" or "all-unauthenticated"`
+	case mesh.CapSelector, mesh.CapGroup:
+		return "declare each workload under workloads"
+	case mesh.CapJWKSURL:
+		return "write the key set into jwks"
+	case mesh.CapRemoteSource:
+		return "give the team a directory of this repository"
+	case mesh.CapFilterBackend:
+		return "put the filter on the route, or split the route by match"
+	case mesh.CapNonCanonical:
+		return `leave it out: requests whose path is not canonical are refused`
+	}
+	return "leave it out, or check for a newer heddle-proxy with --proxy-version"
+}
+
+// needProtocol notes what carrying a port takes.
+func (c *compiler) needProtocol(on *[]mesh.Capability, p *port) {
+	what := fmt.Sprintf("protocol %q", p.protocol)
+	for _, capability := range carried[p.protocol] {
+		c.need(on, capability, p.protocolAt, what)
+	}
+}
+
+// carried is what it takes to carry a protocol.
+var carried = map[mesh.Protocol][]mesh.Capability{
+	mesh.Detect: {mesh.CapDetect, mesh.CapHTTP1, mesh.CapTCP},
+	mesh.HTTP1:  {mesh.CapHTTP1},
+	mesh.HTTP2:  {mesh.CapHTTP2},
+	mesh.GRPC:   {mesh.CapGRPC},
+	mesh.TLS:    {mesh.CapTLS},
+	mesh.TCP:    {mesh.CapTCP},
+	mesh.Opaque: {mesh.CapTCP},
 }
 
 // set sorts and removes repetitions; it is nil for none.

@@ -228,11 +228,10 @@ func TestEveryValue(t *testing.T) {
 // TestEnforcedTable wants the two tables of what sidecars enforce to agree, and an older sidecar to be spared what it
 // lacks.
 func TestEnforcedTable(t *testing.T) {
-	for _, p := range mesh.EnforcedProtocols {
-		for _, cap := range needs([]*port{{protocol: p}}) {
-			if !slices.Contains(mesh.Enforced, cap) {
-				t.Errorf("protocol %s is enforced and needs %s, which is not", p, cap)
-			}
+	for _, p := range protocols {
+		lacks := slices.ContainsFunc(carried[p], func(c mesh.Capability) bool { return !slices.Contains(mesh.Enforced, c) })
+		if enforced := slices.Contains(mesh.EnforcedProtocols, p); enforced == lacks || len(carried[p]) == 0 {
+			t.Errorf("protocol %s is enforced: %v; it needs %v", p, enforced, carried[p])
 		}
 	}
 	doc := parse(t, map[string]string{"0.cue": base, "1.cue": `
@@ -245,13 +244,8 @@ func TestEnforcedTable(t *testing.T) {
 		t.Fatal(findings)
 	}
 	for _, cap := range []mesh.Capability{mesh.CapRoute, mesh.CapTimeout, mesh.CapAuthorize, mesh.CapAuthorizeL7, mesh.CapPermissive} {
-		old := sidecar{version: "0.0.1", protocols: mesh.EnforcedProtocols}
-		for _, c := range mesh.Enforced {
-			if c != cap {
-				old.capabilities = append(old.capabilities, c)
-			}
-		}
-		m, _, findings := old.compile(doc, Options{})
+		old := slices.DeleteFunc(slices.Clone(mesh.Enforced), func(c mesh.Capability) bool { return c == cap })
+		m, _, findings := newCompiler(doc, Options{}, gateOf("0.0.1", old)).run()
 		if m != nil || len(findings.Errors()) == 0 {
 			t.Errorf("a sidecar without %s was given the policy", cap)
 		}
@@ -260,6 +254,9 @@ func TestEnforcedTable(t *testing.T) {
 				t.Errorf("without %s: %s", cap, f)
 			}
 		}
+	}
+	if _, _, findings := Compile(doc, Options{ProxyVersion: "0.0.1"}); len(findings) != 1 || findings[0].ID != diag.NotEnforced {
+		t.Errorf("a version that is not known: %v", findings)
 	}
 }
 

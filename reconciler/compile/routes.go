@@ -7,128 +7,301 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/heddle-mesh/heddle/schema/decide"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
-// route is an HTTP route while it is being compiled.
+// route is a route while it is being compiled.
 type route struct {
 	name     string
 	at       path
 	id       string
+	src      routeSource
+	consumer string       // the namespace whose calls it is for; "" is everybody
 	port     *port        // nil where it could not be resolved
 	matches  []mesh.Match // in precedence
 	broken   bool         // matches has findings, so what it holds is not what was meant
+	answered bool         // by the caller's sidecar: a redirect or a response of its own
+	anyHost  bool         // a TLS route for every name
 	compiled mesh.Route   // as callers see it
-	timeout  value[time.Duration]
+
+	timeouts timeouts
+	retry    retry
+}
+
+// routeSource is what HTTP and gRPC routes have in common.
+type routeSource struct {
+	kind     routeKind
+	port     string
+	backends []v1alpha1.Backend
+	timeout  v1alpha1.Duration
+	response v1alpha1.Duration
+	idle     v1alpha1.Duration
+	retry    *v1alpha1.Retry
+	filters  []v1alpha1.Filter
+	rate     *v1alpha1.RateLimit
+	breaker  *v1alpha1.Breaker
+	http     []v1alpha1.HTTPMatch
+	grpc     []v1alpha1.GRPCMatch
+}
+
+// routeKind is one of the four kinds of routes of the Gateway API: the field that holds it, which ports it stands on,
+// and which it means where none is named.
+type routeKind struct {
+	field, what string
+	speaks      string // what a port of it speaks, in words
+	fits        func(*port) bool
+	prefers     func(*port) bool // of those that fit; nil: all alike
+}
+
+var (
+	httpKind = routeKind{field: "httpRoutes", what: "an HTTP route", speaks: "HTTP", fits: (*port).http}
+	grpcKind = routeKind{field: "grpcRoutes", what: "a gRPC route", speaks: "gRPC", fits: (*port).grpc,
+		prefers: func(p *port) bool { return p.protocol != mesh.Detect }}
+	tlsKind = routeKind{field: "tlsRoutes", what: "a TLS route", speaks: "tls", fits: func(p *port) bool { return p.protocol == mesh.TLS }}
+	tcpKind = routeKind{field: "tcpRoutes", what: "a TCP route", speaks: "tcp or opaque", fits: (*port).opaque}
+	// bytesKind is what a backend of connections has: a port that takes bytes as they come.
+	bytesKind = routeKind{speaks: "tls, tcp or opaque", fits: func(p *port) bool { return !p.http() }}
+)
+
+func httpSource(r v1alpha1.HTTPRoute) routeSource {
+	return routeSource{httpKind, r.Port, r.Backends, r.Timeout, r.ResponseTimeout, r.IdleTimeout, r.Retry, r.Filters, r.RateLimit, r.Breaker, r.Match, nil}
+}
+
+func grpcSource(r v1alpha1.GRPCRoute) routeSource {
+	return routeSource{grpcKind, r.Port, r.Backends, r.Timeout, r.ResponseTimeout, r.IdleTimeout, r.Retry, r.Filters, r.RateLimit, r.Breaker, nil, r.Match}
 }
 
 // compileRoutes compiles the routes of a service as its callers apply them.
 func (c *compiler) compileRoutes(s *service) {
-	for _, name := range slices.Sorted(maps.Keys(s.src.HttpRoutes)) {
-		src := s.src.HttpRoutes[name]
-		r := &route{name: name, at: s.at.at("httpRoutes", name), id: string(s.name) + "/httpRoutes/" + name, timeout: s.defaults.timeout}
-		c.checkRuleName(r.at, "route", name)
-		c.origins[r.id] = c.pos(r.at)
-		r.port = c.routePort(s, r, src.Port)
-		before := len(c.findings)
-		r.matches = c.matches(r, src.Match)
-		r.broken = len(c.findings) > before
-		if src.Timeout != "" {
-			if d, ok := c.duration(r.at.at("timeout"), src.Timeout); ok {
-				r.timeout = value[time.Duration]{d, r.at.at("timeout"), false}
-			}
+	if n := len(s.src.HttpRoutes) + len(s.src.GrpcRoutes); n > 0 {
+		s.routes = make([]*route, 0, n)
+	}
+	for _, name := range sortedKeys(s.src.HttpRoutes) {
+		c.requestRoute(s, &s.routes, s.at, string(s.name), "", name, httpSource(s.src.HttpRoutes[name]))
+	}
+	for _, name := range sortedKeys(s.src.GrpcRoutes) {
+		if _, ok := s.src.HttpRoutes[name]; ok {
+			c.find(diag.DuplicateEntry, s.at.at("grpcRoutes", name), fmt.Sprintf("an HTTP route is named %q too", name),
+				"give it another name: rules name routes without saying of which kind", c.pos(s.at.at("httpRoutes", name)))
 		}
-		if src.Retry != nil {
-			c.notEnforced(r.at.at("retry"), "retry", "leave it out")
-		}
-		if len(src.Filters) > 0 {
-			c.notEnforced(r.at.at("filters"), "a filter", "leave filters out")
-		}
-		r.compiled = mesh.Route{ID: r.id, Backends: c.backends(s, r, src.Backends), Timeouts: mesh.Timeouts{Request: r.timeout.v}}
-		if r.port != nil {
-			r.compiled.Port = r.port.name
-		}
-		s.routes = append(s.routes, r)
+		c.requestRoute(s, &s.routes, s.at, string(s.name), "", name, grpcSource(s.src.GrpcRoutes[name]))
 	}
 	c.defaultRoutes(s)
-	if len(s.routes) > 0 {
-		s.out.Routes = make([]mesh.Route, 0, len(s.routes))
+	c.assemble(s, s.out.Ports, &s.out.Routes, s.routes)
+	c.compileConnections(s)
+	c.checkRequestDefaults(s)
+}
+
+// requestRoute compiles one HTTP or gRPC route and adds it to a list. at and id are of what holds the route: the service,
+// or the calls of a namespace.
+func (c *compiler) requestRoute(s *service, to *[]*route, at path, id, consumer, name string, src routeSource) {
+	r := &route{name: name, at: at.at(src.kind.field, name), id: id + "/" + src.kind.field + "/" + name, src: src, consumer: consumer,
+		timeouts: s.defaults.timeouts, retry: s.defaults.retry}
+	*to = append(*to, r)
+	c.checkRuleName(r.at, "route", name)
+	c.origins[r.id] = c.pos(r.at)
+	grpc := src.kind.field == grpcKind.field
+	r.port = c.routePort(s, r.at, src.port, src.kind)
+	before := len(c.findings)
+	if grpc {
+		r.matches = c.grpcMatches(s, r)
+	} else {
+		r.matches = c.httpMatches(s, r)
 	}
-	for _, r := range s.routes {
-		s.out.Routes = append(s.out.Routes, r.compiled)
-		if r.port != nil {
-			p, _ := s.out.Port(r.port.name)
-			p.Matches = append(p.Matches, r.matches...)
+	r.broken = len(c.findings) > before
+	needs := &s.out.Needs
+	if grpc {
+		c.need(needs, mesh.CapGRPCRoute, r.at, "a gRPC route")
+	} else {
+		c.need(needs, mesh.CapRoute, r.at, "an HTTP route")
+	}
+
+	r.compiled = mesh.Route{ID: r.id, GRPC: grpc}
+	if r.port != nil {
+		r.compiled.Port = r.port.name
+	}
+	r.answered = answers(src.filters)
+	if r.answered {
+		c.checkAnswered(r)
+	} else {
+		fits := httpKind
+		if grpc {
+			fits = grpcKind
 		}
+		r.compiled.Backends = c.backends(s, r, src.backends, fits)
 	}
-	slices.SortFunc(s.out.Routes, func(a, b mesh.Route) int { return strings.Compare(a.ID, b.ID) })
-	for i := range s.out.Ports {
-		slices.SortFunc(s.out.Ports[i].Matches, precedence)
+	r.compiled.Filters = c.filters(s, r, r.at.at("filters"), src.filters, nil)
+
+	c.overTimeouts(&r.timeouts, src.timeout, src.response, src.idle, r.at, routeLevel)
+	c.overRetry(&r.retry, src.retry, r.at.at("retry"), routeLevel)
+	if !r.answered {
+		r.compiled.Timeouts = r.timeouts.compile()
+		r.compiled.Retry = r.retry.compile(grpc)
+		c.needTimes(needs, r)
+		c.checkRetry(r)
+		c.checkTimes(r)
 	}
-	c.checkShadowed(s)
-	if t := s.defaults.timeout; t.from != "" && !t.shared && len(s.portNames((*port).http)) == 0 {
-		c.find(diag.WrongProtocol, t.from, "a timeout is for requests, and no port of the service speaks HTTP",
-			"leave it out")
+	if src.breaker != nil {
+		b := s.defaults.breaker
+		c.overBreaker(&b, src.breaker, r.at.at("breaker"), routeLevel)
+		r.compiled.Breaker = b.compile()
+		c.need(needs, mesh.CapBreaker, r.at.at("breaker"), "a breaker")
 	}
 }
 
-// defaultRoutes gives ports that have no routes one for everything, to the service itself, where a default timeout
-// is in force: what `defaults:` says must hold for them too.
+// compile makes what callers do of the settings in force.
+func (t *timeouts) compile() mesh.Timeouts {
+	return mesh.Timeouts{Request: t.request.v, Response: t.response.v, Idle: t.idle.v}
+}
+
+// needTimes notes what the timeouts and retries of a route take.
+func (c *compiler) needTimes(needs *[]mesh.Capability, r *route) {
+	note := func(v value[time.Duration], capability mesh.Capability, what string) {
+		if v.v > 0 {
+			c.need(needs, capability, v.from, what)
+		}
+	}
+	note(r.timeouts.request, mesh.CapTimeout, "a timeout")
+	note(r.timeouts.response, mesh.CapResponseTimeout, "a response timeout")
+	note(r.timeouts.idle, mesh.CapIdleTimeout, "an idle timeout")
+	if r.compiled.Retry != nil {
+		c.need(needs, mesh.CapRetry, r.retry.asked.from, "retry")
+	}
+}
+
+// assemble flattens the matches of routes into ports, in precedence, and looks for those that no request reaches.
+func (c *compiler) assemble(s *service, ports []mesh.OutboundPort, to *[]mesh.Route, routes []*route) {
+	if len(routes) == 0 {
+		return
+	}
+	*to = slices.Grow(*to, len(routes))
+	byID := make(map[string]*route, len(routes))
+	for _, r := range routes {
+		*to = append(*to, r.compiled)
+		byID[r.id] = r
+		if r.port == nil {
+			continue
+		}
+		for i := range ports {
+			if ports[i].Name == r.port.name {
+				ports[i].Matches = append(ports[i].Matches, r.matches...)
+			}
+		}
+	}
+	slices.SortFunc(*to, func(a, b mesh.Route) int { return strings.Compare(a.ID, b.ID) })
+	for i := range ports {
+		slices.SortFunc(ports[i].Matches, precedence)
+		c.checkShadowed(ports[i].Matches, byID)
+		c.checkRedirects(s, ports[i].Matches, byID)
+	}
+}
+
+// defaultRoutes gives ports that have no routes one for everything, to the service itself, where a default timeout or
+// retry is in force: what `defaults:` says must hold for them too.
 func (c *compiler) defaultRoutes(s *service) {
-	t := s.defaults.timeout
-	if t.v == 0 {
+	t, again := s.defaults.timeouts, s.defaults.retry
+	if !t.set() && again.compile(false) == nil {
 		return
 	}
 	for _, p := range s.ports {
 		if !p.http() || slices.ContainsFunc(s.routes, func(r *route) bool { return r.port == p }) {
 			continue
 		}
-		id := mesh.DefaultRouteID(s.name, p.name)
-		s.routes = append(s.routes, &route{at: p.at, id: id, port: p, matches: []mesh.Match{{Route: id}}, timeout: t, compiled: mesh.Route{
-			ID: id, Port: p.name, Backends: []mesh.Backend{{Service: s.name, Port: p.name, Weight: 100}}, Timeouts: mesh.Timeouts{Request: t.v},
-		}})
-		c.origins[id] = c.pos(t.from)
+		id, grpc := mesh.DefaultRouteID(s.name, p.name), p.protocol == mesh.GRPC
+		r := &route{at: p.at, id: id, port: p, matches: []mesh.Match{{Route: id}}, timeouts: t, retry: again, compiled: mesh.Route{
+			ID: id, Port: p.name, GRPC: grpc, Backends: []mesh.Backend{{Service: s.name, Port: p.name, Weight: 100}},
+			Timeouts: t.compile(), Retry: again.compile(grpc),
+		}}
+		s.routes = append(s.routes, r)
+		c.need(&s.out.Needs, mesh.CapRoute, p.at, "an HTTP route")
+		c.needTimes(&s.out.Needs, r)
+		c.checkTimes(r)
+		c.origins[id] = c.pos(cmp.Or(t.request.from, t.response.from, t.idle.from, again.asked.from))
+	}
+}
+
+// checkRequestDefaults finds defaults about requests in a service whose ports show none.
+func (c *compiler) checkRequestDefaults(s *service) {
+	if slices.ContainsFunc(s.ports, (*port).http) {
+		return
+	}
+	d := &s.defaults
+	for _, f := range []struct {
+		what  string
+		from  path
+		level level
+	}{
+		{"a timeout", d.timeouts.request.from, d.timeouts.request.level},
+		{"a response timeout", d.timeouts.response.from, d.timeouts.response.level},
+		{"an idle timeout", d.timeouts.idle.from, d.timeouts.idle.level},
+		{"a retry", d.retry.asked.from, d.retry.asked.level},
+		{"a rate limit", d.rate.total.from, d.rate.total.level},
+		{"a rate limit", d.rate.perIdentity.from, d.rate.perIdentity.level},
+		{"a rate limit", d.rate.overrides.from, d.rate.overrides.level},
+		{"a limit of requests", d.limits.requests.from, d.limits.requests.level},
+		{"a limit of waiting requests", d.limits.pending.from, d.limits.pending.level},
+	} {
+		if f.level == serviceLevel {
+			c.find(diag.WrongProtocol, f.from, f.what+" is for requests, and no port of the service speaks HTTP", "leave it out")
+		}
 	}
 }
 
 // routePort resolves the port that a route belongs to.
-func (c *compiler) routePort(s *service, r *route, name string) *port {
+func (c *compiler) routePort(s *service, at path, name string, kind routeKind) *port {
 	if name == "" {
-		return c.onlyHTTPPort(s, r.at, "port")
+		return c.onlyPort(s, at, kind)
 	}
 	p := s.port(name)
 	switch {
 	case p == nil:
-		c.find(diag.UnknownPort, r.at.at("port"), fmt.Sprintf("%s has no port named %q", s.name, name),
+		c.find(diag.UnknownPort, at.at("port"), fmt.Sprintf("%s has no port named %q", s.name, name),
 			nameHint(name, s.portNames(nil), "the service declares no ports"), c.pos(s.at.at("ports")))
-	case !p.http():
-		c.find(diag.WrongProtocol, r.at.at("port"),
-			fmt.Sprintf("port %q speaks %s, so no HTTP route can stand on it", name, p.protocol),
-			`set the port's protocol to "http1" or "detect", or delete the route`, c.pos(p.at.at("protocol")))
+	case !kind.fits(p):
+		c.find(diag.WrongProtocol, at.at("port"),
+			fmt.Sprintf("port %q speaks %s, so no %s can stand on it", name, p.protocol, strings.TrimPrefix(strings.TrimPrefix(kind.what, "an "), "a ")),
+			kind.mend()+", or delete the route", c.pos(p.protocolAt))
 		return nil
 	}
 	return p
 }
 
-// onlyHTTPPort is the port meant where none is named.
-func (c *compiler) onlyHTTPPort(s *service, at path, field string) *port {
-	names := s.portNames((*port).http)
+// mend says how a port comes to fit.
+func (k routeKind) mend() string {
+	switch k.field {
+	case httpKind.field:
+		return `set the port's protocol to "http1" or "detect"`
+	case grpcKind.field:
+		return `set the port's protocol to "grpc"`
+	case tlsKind.field:
+		return `set the port's protocol to "tls"`
+	}
+	return `set the port's protocol to "tcp"`
+}
+
+// onlyPort is the port meant where none is named.
+func (c *compiler) onlyPort(s *service, at path, kind routeKind) *port {
+	names := s.portNames(kind.fits)
+	if len(names) > 1 && kind.prefers != nil {
+		if preferred := s.portNames(func(p *port) bool { return kind.fits(p) && kind.prefers(p) }); len(preferred) > 0 {
+			names = preferred
+		}
+	}
 	switch len(names) {
 	case 1:
 		return s.port(names[0])
 	case 0:
-		c.find(diag.WrongProtocol, at, fmt.Sprintf("no port of %s speaks HTTP", s.name),
-			`declare one with protocol: "http1" or "detect"`, c.pos(s.at.at("ports")))
+		hint := map[string]string{"HTTP": `declare one with protocol: "http1" or "detect"`, "gRPC": `declare one with protocol: "grpc"`,
+			"tls": `declare one with protocol: "tls"`}[kind.speaks]
+		c.find(diag.WrongProtocol, at, fmt.Sprintf("no port of %s speaks %s", s.name, kind.speaks),
+			cmp.Or(hint, `declare one with protocol: "tcp"`), c.pos(s.at.at("ports")))
 	default:
 		c.find(diag.AmbiguousPort, at,
-			fmt.Sprintf("%s has %d ports that speak HTTP, and none is named here", s.name, len(names)),
-			fmt.Sprintf("write %s: %s", field, quoted(names)), c.pos(s.at.at("ports")))
+			fmt.Sprintf("%s has %d ports that speak %s, and none is named here", s.name, len(names), kind.speaks),
+			fmt.Sprintf("write port: %s", quoted(names)), c.pos(s.at.at("ports")))
 	}
 	return nil
 }
@@ -141,8 +314,9 @@ func quoted(names []string) string {
 	return strings.Join(q, " or ")
 }
 
-// backends resolves where a route's requests go: sorted, one entry for each service and port.
-func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend) []mesh.Backend {
+// backends resolves where a route's requests or connections go: sorted, one entry for each service, port and list of
+// filters.
+func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend, kind routeKind) []mesh.Backend {
 	at := r.at.at("backends")
 	if c.empty(at, len(src), src == nil) {
 		c.find(diag.WrongValue, at, "an empty list of backends takes no requests",
@@ -154,7 +328,7 @@ func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend) []mesh
 		}
 		return []mesh.Backend{{Service: s.name, Port: r.port.name, Weight: 100}}
 	}
-	var out []mesh.Backend
+	out := make([]mesh.Backend, 0, len(src))
 	sum, complete := int64(0), true
 	for i, b := range src {
 		at := at.index(i)
@@ -172,25 +346,52 @@ func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend) []mesh
 			w = *b.Weight
 		}
 		sum += w
+		var filters []mesh.Filter
+		if len(b.Filters) > 0 && kind.field != httpKind.field && kind.field != grpcKind.field {
+			c.find(diag.BadFilter, at.at("filters"), "filters change requests, and the route sends connections",
+				"leave them out")
+		} else if len(b.Filters) > 0 {
+			c.need(&s.out.Needs, mesh.CapFilterBackend, at.at("filters"), "a filter of one backend")
+			filters = c.filters(s, r, at.at("filters"), b.Filters, &b)
+		}
 		target := c.lookup(at.at("service"), b.Service)
 		if target == nil {
 			continue
 		}
-		p := c.backendPort(target, r, at, b.Port)
+		p := c.backendPort(target, r, at, b.Port, kind)
 		if p == nil {
 			continue
 		}
-		out = append(out, mesh.Backend{Service: target.name, Port: p.name, Weight: uint32(max(w, 0))})
+		out = append(out, mesh.Backend{Service: target.name, Port: p.name, Weight: uint32(max(w, 0)), Filters: filters})
 	}
-	if complete && sum != 100 {
+	switch {
+	case complete && sum == 0:
+		c.find(diag.NoWeight, at, "no backend has weight, so the route takes requests and sends them nowhere",
+			"let the weights sum to 100; to refuse requests, write a deny rule, or a respond filter")
+	case complete && sum != 100:
 		c.find(diag.WeightSum, at, fmt.Sprintf("the weights sum to %d", sum), "let them sum to 100: they are percentages")
 	}
-	slices.SortFunc(out, func(a, b mesh.Backend) int {
-		return cmp.Or(strings.Compare(string(a.Service), string(b.Service)), strings.Compare(a.Port, b.Port))
-	})
+	return merge(out)
+}
+
+// merge sorts backends and adds up the weights of those that are the same.
+func merge(out []mesh.Backend) []mesh.Backend {
+	if len(out) < 2 {
+		return out
+	}
+	spelt := func(b mesh.Backend) string {
+		if len(b.Filters) == 0 {
+			return ""
+		}
+		return string(mesh.Canonical(b.Filters))
+	}
+	compare := func(a, b mesh.Backend) int {
+		return cmp.Or(strings.Compare(string(a.Service), string(b.Service)), strings.Compare(a.Port, b.Port), strings.Compare(spelt(a), spelt(b)))
+	}
+	slices.SortFunc(out, compare)
 	merged := out[:0]
 	for _, b := range out {
-		if n := len(merged); n > 0 && merged[n-1].Service == b.Service && merged[n-1].Port == b.Port {
+		if n := len(merged); n > 0 && compare(merged[n-1], b) == 0 {
 			merged[n-1].Weight += b.Weight
 		} else {
 			merged = append(merged, b)
@@ -199,8 +400,9 @@ func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend) []mesh
 	return merged
 }
 
-// backendPort resolves a backend's port: the one it names, else the one named as the route's, else its only HTTP port.
-func (c *compiler) backendPort(target *service, r *route, at path, name string) *port {
+// backendPort resolves a backend's port: the one it names, else the one named as the route's, else its only one that
+// fits.
+func (c *compiler) backendPort(target *service, r *route, at path, name string, kind routeKind) *port {
 	field := at
 	if name != "" {
 		field = at.at("port")
@@ -216,303 +418,194 @@ func (c *compiler) backendPort(target *service, r *route, at path, name string) 
 	case p == nil && r.port == nil:
 		return nil // the route's own port is a finding already; which one the backend's would be is a guess
 	case p == nil:
-		return c.onlyHTTPPort(target, at, "port")
-	case !p.http():
+		return c.onlyPort(target, at, kind)
+	case !kind.fits(p):
+		what := map[string]string{"HTTP": "HTTP requests", "gRPC": "gRPC calls"}[kind.speaks]
 		c.find(diag.WrongProtocol, field,
-			fmt.Sprintf("port %q of %s speaks %s, so it takes no HTTP requests", p.name, target.name, p.protocol),
-			nameHint("", target.portNames((*port).http), "name a backend that speaks HTTP"), c.pos(p.at.at("protocol")))
+			fmt.Sprintf("port %q of %s speaks %s, so it takes no %s", p.name, target.name, p.protocol, cmp.Or(what, "connections as they come")),
+			nameHint("", target.portNames(kind.fits), "name a backend that speaks "+kind.speaks), c.pos(p.protocolAt))
 		return nil
 	}
 	return p
 }
 
-// matches compiles the conditions of a route, in precedence. A route without any takes every request.
-func (c *compiler) matches(r *route, src []v1alpha1.HTTPMatch) []mesh.Match {
-	at := r.at.at("match")
-	if c.empty(at, len(src), src == nil) {
-		c.find(diag.WrongValue, at, "an empty list of conditions matches nothing",
-			"leave the field out to match every request")
-	}
-	if len(src) == 0 {
-		return []mesh.Match{{Route: r.id}}
-	}
-	out := make([]mesh.Match, 0, len(src))
-	for i, m := range src {
-		at := at.index(i)
-		match := mesh.Match{Route: r.id, Method: string(m.Method), Headers: c.headers(at.at("headers"), m.Headers)}
-		if m.Path != nil {
-			match.Path = c.path(at.at("path"), m.Path)
+// compileConnections compiles TLS and TCP routes.
+func (c *compiler) compileConnections(s *service) {
+	add := func(r *route) {
+		if len(r.src.backends) == 0 {
+			c.find(diag.MissingField, r.at, "the route has no backends", "name where its connections go")
+		} else {
+			r.compiled.Backends = c.backends(s, r, r.src.backends, bytesKind)
 		}
-		if m.Method != "" && (!token(string(m.Method)) || strings.ToUpper(string(m.Method)) != string(m.Method)) {
-			c.find(diag.WrongValue, at.at("method"), fmt.Sprintf("%q is no HTTP method", m.Method),
-				fmt.Sprintf("methods are case-sensitive; write %q", strings.ToUpper(string(m.Method))))
+		if r.port != nil {
+			r.compiled.Port = r.port.name
 		}
-		out = append(out, match)
+		s.connections = append(s.connections, r)
+		s.out.Routes = append(s.out.Routes, r.compiled)
 	}
-	slices.SortFunc(out, precedence)
-	return out
+	start := func(kind routeKind, name, port string, backends []v1alpha1.Backend) *route {
+		r := &route{name: name, at: s.at.at(kind.field, name), id: string(s.name) + "/" + kind.field + "/" + name,
+			src: routeSource{kind: kind, backends: backends}}
+		c.checkRuleName(r.at, "route", name)
+		c.origins[r.id] = c.pos(r.at)
+		r.port = c.routePort(s, r.at, port, kind)
+		r.compiled.ID = r.id
+		return r
+	}
+	for _, name := range sortedKeys(s.src.TlsRoutes) {
+		src := s.src.TlsRoutes[name]
+		r := start(tlsKind, name, src.Port, src.Backends)
+		c.need(&s.out.Needs, mesh.CapTLSRoute, r.at, "a TLS route")
+		hosts := c.hosts(r.at.at("hostnames"), hostnames(src.Hostnames))
+		if c.empty(r.at.at("hostnames"), len(src.Hostnames), src.Hostnames == nil) {
+			c.find(diag.WrongValue, r.at.at("hostnames"), "an empty list of names matches nothing", "leave the field out to mean every name")
+		}
+		if len(src.Hostnames) == 0 {
+			hosts, r.anyHost = []string{""}, true
+		}
+		if r.port != nil {
+			p, _ := s.out.Port(r.port.name)
+			for _, h := range hosts {
+				p.Hosts = append(p.Hosts, mesh.HostMatch{Route: r.id, Name: h})
+			}
+		}
+		add(r)
+	}
+	taken := map[*port]*route{}
+	for _, name := range sortedKeys(s.src.TcpRoutes) {
+		src := s.src.TcpRoutes[name]
+		r := start(tcpKind, name, src.Port, src.Backends)
+		c.need(&s.out.Needs, mesh.CapTCPRoute, r.at, "a TCP route")
+		c.overDuration(&r.timeouts.idle, src.IdleTimeout, r.at.at("idleTimeout"), routeLevel)
+		if r.compiled.Timeouts.Idle = r.timeouts.idle.v; r.timeouts.idle.v > 0 {
+			c.need(&s.out.Needs, mesh.CapIdleTimeout, r.at.at("idleTimeout"), "an idle timeout")
+		}
+		if r.port != nil {
+			if other := taken[r.port]; other != nil {
+				c.find(diag.ShadowedRoute, r.at, fmt.Sprintf("route %q takes every connection of port %q already", other.name, r.port.name),
+					"delete one of them: a TCP route has no conditions", c.pos(other.at))
+			} else {
+				taken[r.port] = r
+				p, _ := s.out.Port(r.port.name)
+				p.Connections = r.id
+			}
+		}
+		add(r)
+	}
+	if len(s.connections) == 0 {
+		return
+	}
+	slices.SortFunc(s.out.Routes, func(a, b mesh.Route) int { return strings.Compare(a.ID, b.ID) })
+	for i := range s.out.Ports {
+		hosts := s.out.Ports[i].Hosts
+		slices.SortFunc(hosts, hostPrecedence)
+		first := map[string]string{}
+		for _, h := range hosts {
+			earlier, ok := first[h.Name]
+			if !ok {
+				first[h.Name] = h.Route
+				continue
+			}
+			if earlier == h.Route {
+				continue // the same name twice in one route is a finding of the list
+			}
+			what := fmt.Sprintf("connections for %q", h.Name)
+			if h.Name == "" {
+				what = "connections for every other name"
+			}
+			c.find(diag.ShadowedRoute, s.connection(h.Route).at, fmt.Sprintf("route %q takes %s already", localID(earlier), what),
+				"name each host in one route only", c.pos(s.connection(earlier).at))
+		}
+	}
 }
 
-// path compiles a path match to its one spelling.
-func (c *compiler) path(at path, src *v1alpha1.PathMatch) mesh.PathMatch {
-	n := 0
-	for _, s := range []string{string(src.Exact), string(src.Prefix), src.Regex} {
-		if s != "" {
-			n++
-		}
-	}
-	if n != 1 {
-		c.find(diag.WrongValue, at, fmt.Sprintf("a path match is exactly one of exact, prefix, regex; %d are set", n),
-			`write path: prefix: "/cart"`)
-		return mesh.PathMatch{}
-	}
-	switch {
-	case src.Regex != "":
-		c.notEnforced(at.at("regex"), "a regular expression over the path", "write exact or prefix")
-		return mesh.PathMatch{}
-	case src.Exact != "":
-		return mesh.PathMatch{Exact: c.spelling(at.at("exact"), string(src.Exact))}
-	}
-	p := c.spelling(at.at("prefix"), string(src.Prefix))
-	// Every path has the prefix "/", and so has the "*" of OPTIONS for this purpose: it is no condition at all.
-	return mesh.PathMatch{Prefix: strings.TrimSuffix(p, "/")}
+// connection finds a TLS or TCP route by its id.
+func (s *service) connection(id string) *route {
+	return s.connections[slices.IndexFunc(s.connections, func(r *route) bool { return r.id == id })]
 }
 
-// spelling checks a path of policy and returns its one spelling.
-func (c *compiler) spelling(at path, p string) string {
-	switch {
-	case !strings.HasPrefix(p, "/"):
-		c.find(diag.WrongValue, at, fmt.Sprintf("%q does not start with \"/\"", p), fmt.Sprintf("write %q", "/"+p))
-	case strings.ContainsAny(p, "?#"):
-		c.find(diag.WrongValue, at, fmt.Sprintf("%q has a query or a fragment, which a path match never sees", p),
-			fmt.Sprintf("write %q", p[:strings.IndexAny(p, "?#")]))
-	case !decide.CanonicalPath(p):
-		c.find(diag.WrongValue, at, fmt.Sprintf("%q is not canonical, so no request that is let in has it", p),
-			`leave out "//", dot segments, "\", ";", and escapes of "/", "\", "." and NUL`)
-	default:
-		return decide.SpellPath(p)
-	}
-	return p
-}
-
-// headers compiles header conditions, sorted by lower-case name.
-func (c *compiler) headers(at path, src map[string]v1alpha1.HeaderMatch) (out []mesh.HeaderMatch) {
-	seen := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(src)) {
-		h, at := src[name], at.at(name)
-		lower := strings.ToLower(name)
-		if !token(name) {
-			c.find(diag.WrongValue, at, fmt.Sprintf("%q is no header name", name), `write a name as in "x-tenant"`)
-			continue
-		}
-		if other, ok := seen[lower]; ok {
-			c.find(diag.WrongValue, at, fmt.Sprintf("header names are case-insensitive: %q is %q again", name, other),
-				"write it once")
-			continue
-		}
-		seen[lower] = name
-		if why := notPassedOn(lower); why != "" {
-			c.find(diag.WrongValue, at, fmt.Sprintf("header %s %s, so it is no condition", lower, why),
-				"judge by another header, or by the caller (from)")
-			continue
-		}
+// hostPrecedence orders names of TLS routes: exact ones, then the longest suffix, then every name (Gateway API).
+func hostPrecedence(a, b mesh.HostMatch) int {
+	rank := func(h mesh.HostMatch) int {
 		switch {
-		case h.Regex != "" && h.Exact != "":
-			c.find(diag.WrongValue, at, "a header match is exactly one of exact, regex; 2 are set", `write exact: "value"`)
-		case h.Regex != "":
-			c.notEnforced(at.at("regex"), "a regular expression over a header", "write exact")
-		case h.Exact == "":
-			c.find(diag.WrongValue, at, "the header match names no value", `write exact: "value"`)
-		case !utf8.ValidString(h.Exact) || strings.TrimSpace(h.Exact) != h.Exact || strings.ContainsFunc(h.Exact, unicode.IsControl):
-			c.find(diag.WrongValue, at.at("exact"), fmt.Sprintf("no header has the value %q", h.Exact),
-				"leave out control characters, and spaces at the ends, and write UTF-8")
-		default:
-			out = append(out, mesh.HeaderMatch{Name: lower, Exact: h.Exact})
+		case h.Name == "":
+			return 2
+		case strings.HasPrefix(h.Name, "*."):
+			return 1
 		}
+		return 0
 	}
-	slices.SortFunc(out, func(a, b mesh.HeaderMatch) int { return strings.Compare(a.Name, b.Name) })
-	return out
-}
-
-// notPassedOn says why a header cannot be judged on both sides of a connection, or "". Sidecars strip what only they may
-// write, from whomever it comes, and what ends with one hop (RFC 9110, 7.6.1): a rule by one would never match a mesh
-// peer, and match whatever a stranger claims.
-func notPassedOn(lower string) string {
-	switch spelt := strings.ReplaceAll(lower, "_", "-"); {
-	case strings.HasPrefix(spelt, "heddle-"), spelt == "x-forwarded-client-cert":
-		return "is written by sidecars and stripped from what callers send"
-	}
-	switch lower {
-	case "connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "te", "trailer",
-		"transfer-encoding", "content-length", "upgrade":
-		return "belongs to one connection and is not passed on as it came"
-	}
-	return ""
-}
-
-// token reports whether s is a token (RFC 9110, 5.6.2).
-func token(s string) bool {
-	return s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
-	}) < 0
-}
-
-// precedence orders matches as the Gateway API does: exact paths, longest prefix, method, most headers. It breaks ties
-// by the route's id, where the Gateway API takes the older object: a commit has no older objects. What ties beyond that
-// is ordered by content, so that the order in which an author lists a route's conditions is no behaviour.
-func precedence(a, b mesh.Match) int {
-	flag := func(set bool) int {
-		if set {
-			return 0
-		}
-		return 1
-	}
-	if c := cmp.Or(
-		flag(a.Path.Exact != "")-flag(b.Path.Exact != ""),
-		len(b.Path.Prefix)-len(a.Path.Prefix),
-		flag(a.Method != "")-flag(b.Method != ""),
-		len(b.Headers)-len(a.Headers),
-		strings.Compare(a.Route, b.Route),
-	); c != 0 {
+	if c := rank(a) - rank(b); c != 0 {
 		return c
 	}
-	return strings.Compare(conditions(a), conditions(b))
-}
-
-// conditions spells out all that a match asks for; two matches with the same conditions match the same requests.
-func conditions(m mesh.Match) string {
-	var b strings.Builder
-	part := func(s string) { b.WriteString(s); b.WriteByte('\n') } // stands in none of the parts
-	part(m.Path.Exact)
-	part(m.Path.Prefix)
-	part(m.Method)
-	for _, h := range m.Headers {
-		part(h.Name)
-		part(h.Exact)
-	}
-	return b.String()
-}
-
-// checkShadowed finds matches that no request reaches. In the order of precedence a match is covered by an earlier one
-// only where both ask for the same: a wider path, fewer headers or any method always come later.
-func (c *compiler) checkShadowed(s *service) {
-	for i := range s.out.Ports {
-		matches := s.out.Ports[i].Matches
-		if len(matches) < 2 {
-			continue
-		}
-		first := make(map[string]string, len(matches)) // conditions → route
-		for _, m := range matches {
-			if s.route(m.Route).broken {
-				continue
-			}
-			key := conditions(m)
-			earlier, ok := first[key]
-			if !ok {
-				first[key] = m.Route
-				continue
-			}
-			at, by := s.route(m.Route).at, s.route(earlier).at
-			if at == by {
-				c.find(diag.ShadowedRoute, at.at("match"), "two of the route's matches ask for the same",
-					"delete one of them")
-				continue
-			}
-			c.find(diag.ShadowedRoute, at,
-				fmt.Sprintf("route %q takes every request of one of this route's matches first", localID(earlier)),
-				"make one of them more specific (path, method, header), or delete it", c.pos(by))
+	if rank(a) == 1 {
+		if c := len(b.Name) - len(a.Name); c != 0 {
+			return c
 		}
 	}
+	return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Route, b.Route))
 }
 
-// route finds one of the service's routes by its id.
-func (s *service) route(id string) *route {
-	return s.routes[slices.IndexFunc(s.routes, func(r *route) bool { return r.id == id })]
+// compileCalls compiles consumer routes: how a namespace calls services of others (Gateway API: a route in another
+// namespace than its parent Service).
+func (c *compiler) compileCalls() {
+	for _, ns := range sortedKeys(c.doc.Policy.Namespaces) {
+		calls := c.doc.Policy.Namespaces[ns].Calls
+		for _, name := range sortedKeys(calls) {
+			at := path("namespaces").at(ns, "calls", name)
+			s := c.lookup(at, v1alpha1.ServiceName(name))
+			if s == nil {
+				continue
+			}
+			if s.name.Namespace() == ns {
+				c.find(diag.WrongValue, at, fmt.Sprintf("%s is of this namespace: its own routes say how it is called", name),
+					"write the routes in the service", c.pos(s.at))
+				continue
+			}
+			src := calls[name]
+			if len(src.HttpRoutes)+len(src.GrpcRoutes) == 0 {
+				c.find(diag.WrongValue, at, "nothing is said about the calls", "write httpRoutes or grpcRoutes, or delete it")
+				continue
+			}
+			c.need(&s.out.Needs, mesh.CapConsumerRoute, at, "a consumer route")
+			id := ns + "/calls/" + name
+			var routes []*route
+			for _, n := range sortedKeys(src.HttpRoutes) {
+				c.requestRoute(s, &routes, at, id, ns, n, httpSource(src.HttpRoutes[n]))
+			}
+			for _, n := range sortedKeys(src.GrpcRoutes) {
+				c.requestRoute(s, &routes, at, id, ns, n, grpcSource(src.GrpcRoutes[n]))
+			}
+			consumer := mesh.Consumer{Namespace: ns}
+			for _, p := range s.ports {
+				if slices.ContainsFunc(routes, func(r *route) bool { return r.port == p }) {
+					consumer.Ports = append(consumer.Ports, mesh.OutboundPort{Name: p.name, Port: p.number, Protocol: p.protocol})
+				}
+			}
+			for _, r := range routes {
+				if r.src.rate != nil {
+					c.find(diag.WrongValue, r.at.at("rateLimit"), "how much a service takes is its own to say",
+						"leave it out, or write it in the service's routes", c.pos(s.at))
+				}
+			}
+			c.assemble(s, consumer.Ports, &consumer.Routes, routes)
+			s.consumers = append(s.consumers, routes...)
+			s.out.Consumers = append(s.out.Consumers, consumer)
+		}
+	}
 }
 
 func localID(id string) string { return id[strings.LastIndexByte(id, '/')+1:] }
 
-// unconditional reports whether a match takes every request.
-func unconditional(m mesh.Match) bool {
-	return m.Path == mesh.PathMatch{} && m.Method == "" && len(m.Headers) == 0
-}
-
-// hop is a port of a service.
-type hop struct {
-	service mesh.ServiceName
-	port    string
-}
-
-// checkLoops finds ports that hand every request on in a round; see the package's comment for what that means.
-func (c *compiler) checkLoops(services []*service) {
-	next := map[hop][]hop{}
-	where := map[hop]path{}
-	var order []hop
-	for _, s := range services {
-		if !slices.ContainsFunc(s.routes, func(r *route) bool { return len(r.matches) > 0 && unconditional(r.matches[len(r.matches)-1]) }) {
-			continue // the unconditional match is the last in precedence
-		}
-		for _, p := range s.ports {
-			at := hop{s.name, p.name}
-			keeps := false
-			for _, r := range s.routes {
-				if r.port != p {
-					continue
-				}
-				var to []hop
-				for _, b := range r.compiled.Backends {
-					keeps = keeps || b.Weight > 0 && b.Service == s.name
-					if b.Weight > 0 {
-						to = append(to, hop{b.Service, b.Port})
-					}
-				}
-				if next[at] == nil && !r.broken && unconditional(r.matches[len(r.matches)-1]) {
-					next[at], where[at] = to, r.at.at("backends")
-				}
-			}
-			if keeps {
-				delete(next, at)
-			} else if len(next[at]) > 0 {
-				order = append(order, at)
-			}
-		}
+// sortedKeys are the keys of a map in order; the usual maps are small or empty.
+func sortedKeys[V any](m map[string]V) []string {
+	if len(m) == 0 {
+		return nil
 	}
-	for {
-		// What leads nowhere is in no round.
-		for changed := true; changed; {
-			changed = false
-			for _, h := range order {
-				to := slices.DeleteFunc(next[h], func(t hop) bool { return len(next[t]) == 0 })
-				changed = changed || len(to) == 0 && len(next[h]) > 0
-				next[h] = to
-			}
-		}
-		order = slices.DeleteFunc(order, func(h hop) bool { return len(next[h]) == 0 })
-		if len(order) == 0 {
-			return
-		}
-		// From what is left every step leads on, so walking ends in a round.
-		walk := []hop{order[0]}
-		start := -1
-		for start < 0 {
-			to := next[walk[len(walk)-1]][0]
-			start = slices.Index(walk, to)
-			walk = append(walk, to)
-		}
-		round := walk[start : len(walk)-1]
-		names, related := make([]string, 0, len(round)+1), []diag.Pos{}
-		first := slices.IndexFunc(order, func(h hop) bool { return slices.Contains(round, h) })
-		turn := slices.Index(round, order[first])
-		round = slices.Concat(round[turn:], round[:turn])
-		for i, h := range round {
-			names = append(names, string(h.service))
-			if i > 0 {
-				related = append(related, c.pos(where[h]))
-			}
-			next[h] = nil
-		}
-		c.find(diag.RouteLoop, where[round[0]],
-			"routes hand all requests round: "+strings.Join(append(names, names[0]), " → "),
-			"routes are applied once, by the caller; let one of the services keep a share of its own requests", related...)
+	keys := make([]string, 0, len(m))
+	for k := range maps.Keys(m) {
+		keys = append(keys, k)
 	}
+	slices.Sort(keys)
+	return keys
 }

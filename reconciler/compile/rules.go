@@ -585,8 +585,5 @@ func dnsName(name string) bool {
 
 // ruleNeed notes that enforcing a service's rules takes a capability.
 func (c *compiler) ruleNeed(s *service, capability mesh.Capability, at path, what string) {
-	if c.version != "any" && !slices.Contains(c.capabilities, capability) {
-		c.notEnforced(at, what, "leave it out, or compile for a newer heddle-proxy")
-	}
-	s.in.Needs = append(s.in.Needs, capability)
+	c.need(&s.in.Needs, capability, at, what)
 }
