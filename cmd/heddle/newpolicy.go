@@ -214,7 +214,7 @@ func (c *cli) writeNew(ctx context.Context, dir string, f fresh) error {
 		return noLook(err)
 	}
 	if before.Document != nil {
-		if pos, ok := before.Document.Positions[strings.Join(f.declares, ".")]; ok {
+		if pos, ok := before.Document.At(strings.Join(f.declares, ".")); ok {
 			return &hinted{fmt.Errorf("%s is declared already, at %s; nothing was written", strings.Join(f.declares[1:], "/"), pos.Short()), "edit it there"}
 		}
 	}

@@ -322,7 +322,7 @@ func (p path) index(i int) path { return p + path("."+strconv.Itoa(i)) }
 // pos is the position of a path, or of its nearest ancestor that the author wrote.
 func (c *compiler) pos(p path) diag.Pos {
 	for at := string(p); at != ""; {
-		if pos, ok := c.doc.Positions[at]; ok {
+		if pos, ok := c.doc.At(at); ok {
 			return pos
 		}
 		at = at[:max(strings.LastIndexByte(at, '.'), 0)]
@@ -336,7 +336,7 @@ func (c *compiler) empty(p path, n int, isNil bool) bool {
 	if n > 0 || !isNil {
 		return n == 0
 	}
-	_, written := c.doc.Positions[string(p)]
+	_, written := c.doc.At(string(p))
 	return written
 }
 

@@ -183,7 +183,7 @@ func (c *compiler) compileGroups() (out []mesh.Group) {
 // selector compiles which workloads a service runs in.
 func (c *compiler) selector(s *service) {
 	at := s.at.at("selector")
-	if _, written := c.doc.Positions[string(at)]; len(s.src.Selector) == 0 {
+	if _, written := c.doc.At(string(at)); len(s.src.Selector) == 0 {
 		if written || s.src.Selector != nil {
 			c.find(diag.WrongValue, at, "an empty selector never means every workload",
 				"leave it out for those workloads that name the service, or write labels")

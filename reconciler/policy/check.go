@@ -150,6 +150,9 @@ func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bo
 		},
 		element: func(path []string, e ast.Expr) { at.add(strings.Join(path, "."), e.Pos()) },
 		other: func(path []string, n ast.Node) {
+			if sel, ok := n.(*ast.SelectorExpr); ok && fromSchema(f, sel) {
+				return // its definitions have no values: they bring no field that the syntax does not show
+			}
 			computed = true
 			if outside, ok := fence.other(path, n); ok {
 				findings.Add(outside)
@@ -159,6 +162,54 @@ func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bo
 	v.decls(nil, f.Decls)
 	return findings, computed
 }
+
+// fromSchema reports whether an expression is one of the schema's definitions, as in v1alpha1.#Service.
+func fromSchema(f *ast.File, sel *ast.SelectorExpr) bool {
+	x, ok := sel.X.(*ast.Ident)
+	if !ok {
+		return false
+	}
+	if name, ok := sel.Sel.(*ast.Ident); !ok || !strings.HasPrefix(name.Name, "#") {
+		return false
+	}
+	for spec := range f.ImportSpecs() {
+		path, err := strconv.Unquote(spec.Path.Value)
+		if bare, _, _ := strings.Cut(path, ":"); err != nil || bare != v1alpha1.ImportPath {
+			continue
+		}
+		if spec.Name == nil && x.Name == schemaName || spec.Name != nil && x.Name == spec.Name.Name {
+			return !declared(f.Decls, x.Name)
+		}
+	}
+	return false
+}
+
+// declared reports whether a name that an import has is also a field, an alias or a let of the file, at any depth: then
+// an identifier may stand for that one.
+func declared(decls []ast.Decl, name string) bool {
+	found := false
+	for _, d := range decls {
+		ast.Walk(d, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.Field:
+				if l, ok := label(n.Label); ok && l == name {
+					found = true
+				}
+			case *ast.Alias:
+				found = found || n.Ident.Name == name
+			case *ast.LetClause:
+				found = found || n.Ident.Name == name
+			case *ast.ForClause:
+				found = found || n.Key != nil && n.Key.Name == name || n.Value != nil && n.Value.Name == name
+			}
+			return !found
+		}, nil)
+	}
+	return found
+}
+
+// schemaName is what the schema's package is called.
+const schemaName = "v1alpha1"
 
 func unknownField(path []string, known []string, pos diag.Pos) diag.Finding {
 	name := path[len(path)-1]

@@ -45,6 +45,7 @@ func evaluate(req *request, u unit) result {
 	var findings diag.List
 	var own []file
 	computed := false
+	above, sharedNames, whole := ancestors(req, u)
 	for _, f := range u.Files {
 		syntax, errs := parse(req, f)
 		findings = append(findings, errs...)
@@ -59,9 +60,15 @@ func evaluate(req *request, u unit) result {
 		found, c := checkFields(u, syntax, at)
 		findings = append(append(findings, found...), at.inside(numbers, f.Name)...)
 		computed = computed || c
+		if r.Touches.IsZero() {
+			hiddenNames(syntax, func(name string, fd *ast.Field) {
+				if r.Touches.IsZero() && sharedNames[name] {
+					r.Touches = position(fd.Label.Pos())
+				}
+			})
+		}
 		own = append(own, f)
 	}
-	above, whole := ancestors(req, u)
 	whole = whole && len(own) == len(u.Files)
 	if u.Dir == "" && req.Env != "" && !slices.ContainsFunc(own, func(f file) bool { return hasEnv(req, f) }) && len(own) > 0 {
 		findings.Add(diag.Finding{ID: diag.MissingField, Path: "_env", Pos: diag.Pos{File: meshFile},
@@ -127,8 +134,6 @@ func evaluate(req *request, u unit) result {
 		}
 	}
 	r.Findings = findings.Sorted()
-	r.Positions = at.first
-	r.Touches = touches(req, above, own)
 	if v.Exists() {
 		r.Mesh = meshHash(v)
 	}
@@ -140,6 +145,7 @@ func evaluate(req *request, u unit) result {
 	case whole && v.Exists() && u.Dir == "":
 		salvageSources(&r, v)
 	}
+	r.setPlaces(at.first)
 	return r
 }
 
@@ -269,9 +275,11 @@ func take(r *result, u unit, v cue.Value, at sites, computed bool) {
 	}
 }
 
-// ancestors returns the files above a unit that CUE can use, and whether these are all of them.
-func ancestors(req *request, u unit) (files []file, whole bool) {
+// ancestors returns the files above a unit that CUE can use, the names in them that the unit can share, and whether these
+// are all of the files.
+func ancestors(req *request, u unit) (files []file, names map[string]bool, whole bool) {
 	whole = true
+	names = map[string]bool{}
 	for _, dir := range u.Above {
 		above := unit{Dir: dir, Files: req.Shared[dir]}
 		if dir == "" {
@@ -286,40 +294,22 @@ func ancestors(req *request, u unit) (files []file, whole bool) {
 			if outside, _ := checkFields(above, syntax, newSites()); len(outside) > 0 {
 				whole = false
 			}
+			hiddenNames(syntax, func(name string, _ *ast.Field) { names[name] = true })
 			files = append(files, f)
 		}
 	}
-	return files, whole
+	return files, names, whole
 }
 
-// touches finds the first hidden field or definition at the top of own files that a file above has too.
-func touches(req *request, above, own []file) diag.Pos {
-	each := func(files []file, do func(name string, f *ast.Field)) {
-		for _, f := range files {
-			syntax, _ := parse(req, f)
-			if syntax == nil {
-				continue
-			}
-			for _, d := range syntax.Decls {
-				if fd, ok := d.(*ast.Field); ok && isIdent(fd.Label) {
-					if name, ok := label(fd.Label); ok && shared.MatchString(name) {
-						do(name, fd)
-					}
-				}
+// hiddenNames calls do for the hidden fields and definitions at the top of a file: what other files can share.
+func hiddenNames(f *ast.File, do func(name string, f *ast.Field)) {
+	for _, d := range f.Decls {
+		if fd, ok := d.(*ast.Field); ok && isIdent(fd.Label) {
+			if name, ok := label(fd.Label); ok && shared.MatchString(name) {
+				do(name, fd)
 			}
 		}
 	}
-	known := map[string]bool{}
-	each(above, func(name string, _ *ast.Field) { known[name] = true })
-	var first diag.Pos
-	if len(known) > 0 {
-		each(own, func(name string, f *ast.Field) {
-			if first.IsZero() && known[name] {
-				first = position(f.Label.Pos())
-			}
-		})
-	}
-	return first
 }
 
 // parse reads one file. The syntax is nil if it cannot be used.
@@ -407,7 +397,7 @@ func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {
 		}
 		inst := bc.NewInstance("", schema)
 		inst.ImportPath = v1alpha1.ImportPath
-		inst.PkgName = "v1alpha1"
+		inst.PkgName = schemaName
 		for _, name := range schemaNames {
 			f, err := parser.ParseFile(schemaFile+name, schemaFiles[name], parser.Version(v1alpha1.LowestLanguage))
 			if err != nil {

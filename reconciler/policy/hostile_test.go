@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/heddle-mesh/heddle/internal/bigpolicy"
 	"github.com/heddle-mesh/heddle/schema/diag"
 )
 
@@ -109,7 +111,7 @@ func TestHostileMany(t *testing.T) {
 	}
 	files = large(30, 1)
 	for i := range 30 {
-		files[fmt.Sprintf("services/ns-%02d/bomb.cue", i)] = []byte(strings.ReplaceAll(bomb, "evil", fmt.Sprintf("\"ns-%02d\"", i)))
+		files[fmt.Sprintf("services/%s/bomb.cue", bigpolicy.Namespace(i))] = []byte(strings.ReplaceAll(bomb, "evil", strconv.Quote(bigpolicy.Namespace(i))))
 	}
 	_, findings, err = e.LoadFiles(t.Context(), files, "")
 	if err != nil || len(findings) < enough || len(findings) > enough+3 {
@@ -120,8 +122,8 @@ func TestHostileMany(t *testing.T) {
 // TestOutput: a directory may not evaluate to more than the bound.
 func TestOutput(t *testing.T) {
 	e := New(Options{Output: 1 << 20})
-	files := repository(map[string][]byte{"services/shop/web.cue": []byte(header + "import \"list\"\n" +
-		"for i in list.Range(0, 5000, 1) {services: shop: \"s\\(i)\": ports: http: port: 80}\n")})
+	files := repository(map[string][]byte{"services/shop/web.cue": []byte(header + "import (\"list\", \"strings\")\n" +
+		"for i in list.Range(0, 300, 1) {services: shop: \"s\\(i)\": {ports: http: port: 80, selector: {for j in list.Range(0, 60, 1) {\"k\\(j)\": strings.Repeat(\"x\", 60)}}}}\n")})
 	_, findings, err := e.LoadFiles(t.Context(), files, "")
 	if err != nil || len(findings) != 1 || findings[0].ID != diag.Runaway || !strings.Contains(findings[0].Message, "more than 1 MiB") {
 		t.Error(findings, err)

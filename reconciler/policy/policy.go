@@ -109,7 +109,7 @@ type part struct {
 	groups     map[string]v1alpha1.WorkloadGroup
 	egress     map[string]v1alpha1.Egress
 	tests      map[string]v1alpha1.Test
-	positions  map[string]diag.Pos
+	places     *v1alpha1.Places
 	broken     []string // services that could not be read, where the others could
 	skipped    bool     // not evaluated, since too much else ran away; never remembered
 
@@ -209,7 +209,7 @@ func (e *Evaluator) load(ctx context.Context, blobs []blob, env string) (*v1alph
 	var delegated []v1alpha1.Delegation
 	known := root != nil && root.mesh != nil
 	if known {
-		doc := v1alpha1.Document{Positions: root.positions}
+		doc := v1alpha1.Document{Places: map[string][]*v1alpha1.Places{"": {root.places}}}
 		var found diag.List
 		delegated, found = delegations(root.mesh.Sources, doc.Pos)
 		findings = append(findings, found...)
@@ -380,7 +380,11 @@ func contents(blobs []blob) ([]file, error) {
 
 // decode reads a child's answer, as strictly as anything from outside.
 func decode(r result) (*part, error) {
-	p := &part{findings: r.Findings, echoes: r.Echoes, touches: r.Touches, meshHash: r.Mesh, positions: r.Positions, broken: r.Broken, skipped: r.skipped}
+	p := &part{findings: r.Findings, echoes: r.Echoes, touches: r.Touches, meshHash: r.Mesh, broken: r.Broken, skipped: r.skipped}
+	var err error
+	if p.places, err = r.places(); err != nil {
+		return nil, err
+	}
 	into := map[string]any{
 		"mesh": &p.mesh, "invariants": &p.invariants, "namespaces": &p.namespace, "services": &p.services, "workloads": &p.workloads,
 		"groups": &p.groups, "egress": &p.egress, "tests": &p.tests,
@@ -406,11 +410,7 @@ func assemble(root *part, t tree, parts []*part) (*v1alpha1.Document, diag.List)
 		units = append([]directory{{unit{}, t.mesh}}, units...)
 		parts = append([]*part{root}, parts...)
 	}
-	size := 0
-	for _, p := range parts {
-		size += len(p.positions)
-	}
-	doc := &v1alpha1.Document{Positions: make(map[string]diag.Pos, size), Policy: v1alpha1.Policy{
+	doc := &v1alpha1.Document{Places: map[string][]*v1alpha1.Places{}, Policy: v1alpha1.Policy{
 		Namespaces: map[string]v1alpha1.Namespace{},
 		Services:   map[string]map[string]v1alpha1.Service{},
 		Workloads:  map[string]map[string]v1alpha1.Workload{},
@@ -441,10 +441,8 @@ func assemble(root *part, t tree, parts []*part) (*v1alpha1.Document, diag.List)
 		}
 		double := join(doc, u, p, parts, units[:i])
 		findings = append(findings, double...)
-		for path, pos := range p.positions {
-			if _, ok := doc.Positions[path]; !ok {
-				doc.Positions[path] = pos
-			}
+		if p.places.Len() > 0 {
+			doc.Places[ns] = append(doc.Places[ns], p.places)
 		}
 		if p.skipped {
 			skipped++
@@ -502,11 +500,11 @@ func join(doc *v1alpha1.Document, u directory, p *part, parts []*part, before []
 	}
 	var findings diag.List
 	double := func(path ...string) {
-		mine := v1alpha1.Document{Positions: p.positions}
+		mine := v1alpha1.Document{Places: map[string][]*v1alpha1.Places{ns: {p.places}}}
 		f := diag.Finding{ID: diag.Conflict, Path: strings.Join(path, "."), Pos: mine.Pos(path...)}
 		for i, other := range before { // the first that has it
 			if other.Namespace == ns && parts[i].has(path) {
-				theirs := v1alpha1.Document{Positions: parts[i].positions}
+				theirs := v1alpha1.Document{Places: map[string][]*v1alpha1.Places{ns: {parts[i].places}}}
 				f.Related = append(f.Related, theirs.Pos(path...))
 				f.Message = fmt.Sprintf("%s is written by %s too: a name has one directory that writes it", f.Path, name(other.unit))
 				f.Hint = "remove one of the two; the first is at " + f.Related[0].Short()

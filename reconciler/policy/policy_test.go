@@ -407,7 +407,7 @@ func TestUnread(t *testing.T) {
 // TestDeterminism: the same files give the same document and findings, whatever the number of workers.
 func TestDeterminism(t *testing.T) {
 	files := large(8, 3)
-	files["services/ns-03/bad.cue"] = []byte(header + "services: \"ns-03\": bad: {}\n")
+	files["services/team-003/bad.cue"] = []byte(header + "services: \"team-003\": bad: {}\n")
 	type outcome struct {
 		Doc      *v1alpha1.Document
 		Findings diag.List
@@ -420,7 +420,7 @@ func TestDeterminism(t *testing.T) {
 		}
 		if i == 0 {
 			first = outcome{doc, findings}
-			if len(findings) != 1 || !slices.Equal(doc.Unread, []string{"ns-03/bad"}) || len(doc.Policy.Services) != 8 {
+			if len(findings) != 1 || !slices.Equal(doc.Unread, []string{"team-003/bad"}) || len(doc.Policy.Services) != 8 {
 				t.Fatalf("%v, unread %v, %d namespaces", findings, doc.Unread, len(doc.Policy.Services))
 			}
 			continue

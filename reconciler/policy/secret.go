@@ -76,28 +76,33 @@ func findSecrets(text []byte) []secret {
 
 // secrets reads what was not read before, and reports what there is.
 func (e *Evaluator) secrets(blobs []blob, turn uint64) (diag.List, error) {
+	found := make([]*scan, len(blobs))
+	var fresh []int
 	e.mu.Lock()
 	maps.DeleteFunc(e.scans, func(_ string, s *scan) bool { return s.used+keep < turn })
+	for i, b := range blobs {
+		if found[i] = e.scans[b.hash]; found[i] == nil {
+			fresh = append(fresh, i)
+			continue
+		}
+		found[i].used = turn
+	}
+	e.mu.Unlock()
+	for _, i := range fresh {
+		text, err := blobs[i].read()
+		if err != nil {
+			return nil, err
+		}
+		found[i] = &scan{found: findSecrets(text), used: turn}
+	}
+	e.mu.Lock()
+	for _, i := range fresh {
+		e.scans[blobs[i].hash] = found[i]
+	}
 	e.mu.Unlock()
 	var findings diag.List
-	for _, b := range blobs {
-		e.mu.Lock()
-		known := e.scans[b.hash]
-		if known != nil {
-			known.used = turn
-		}
-		e.mu.Unlock()
-		if known == nil {
-			text, err := b.read()
-			if err != nil {
-				return nil, err
-			}
-			known = &scan{found: findSecrets(text), used: turn}
-			e.mu.Lock()
-			e.scans[b.hash] = known
-			e.mu.Unlock()
-		}
-		for _, s := range known.found {
+	for i, b := range blobs {
+		for _, s := range found[i].found {
 			findings.Add(diag.Finding{ID: diag.Secret, Pos: diag.Pos{File: b.name, Line: s.line, Column: s.column},
 				Message: fmt.Sprintf("this is %s: whoever can read the repository has it", s.what),
 				Hint:    "revoke it where it was issued, for the history keeps it, and take it out; policy needs no secrets"})

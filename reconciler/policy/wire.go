@@ -5,8 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
 // file is one .cue file, named by its slash-separated path in the repository.
@@ -60,11 +65,59 @@ type result struct {
 	// holds namespaces, of the unit's own namespace. Of mesh.cue with findings elsewhere, mesh.sources may be there.
 	Values map[string]json.RawMessage `json:"values,omitempty"`
 	// Mesh is a hash over mesh and invariants as this unit sees them, which nobody but mesh.cue may change.
-	Mesh      string              `json:"mesh,omitempty"`
-	Positions map[string]diag.Pos `json:"positions,omitempty"`
-	Broken    []string            `json:"broken,omitempty"`
+	Mesh string `json:"mesh,omitempty"`
+	// Places are the positions of fields, as lines of the file's index among PlaceFiles, line, column and path: they are too
+	// many for JSON.
+	PlaceFiles []string `json:"placeFiles,omitempty"`
+	Places     string   `json:"places,omitempty"`
+	Broken     []string `json:"broken,omitempty"`
 
 	skipped bool // the parent's own: no child was asked
+}
+
+// setPlaces writes positions down for the parent.
+func (r *result) setPlaces(at map[string]diag.Pos) {
+	index := map[string]int{}
+	for _, pos := range at {
+		index[pos.File] = 0
+	}
+	r.PlaceFiles = slices.Sorted(maps.Keys(index))
+	for i, name := range r.PlaceFiles {
+		index[name] = i
+	}
+	var b []byte
+	for path, pos := range at {
+		if strings.Contains(path, "\n") {
+			continue // the field around it has a place
+		}
+		b = strconv.AppendInt(b, int64(index[pos.File]), 10)
+		b = strconv.AppendInt(append(b, ' '), int64(pos.Line), 10)
+		b = strconv.AppendInt(append(b, ' '), int64(pos.Column), 10)
+		b = append(append(append(b, ' '), path...), '\n')
+	}
+	r.Places = string(b)
+}
+
+// places reads what setPlaces wrote.
+func (r *result) places() (*v1alpha1.Places, error) {
+	var bad error
+	p := v1alpha1.NewPlaces(r.PlaceFiles, func(add func(path string, file, line, column int)) {
+		for text := range strings.Lines(r.Places) {
+			var n [3]int
+			rest := text
+			for i := range n {
+				field, more, _ := strings.Cut(rest, " ")
+				v, err := strconv.Atoi(field)
+				if err != nil || v < 0 {
+					bad = fmt.Errorf("a position reads %s", clip(strconv.Quote(text)))
+					return
+				}
+				n[i], rest = v, more
+			}
+			add(strings.TrimSuffix(rest, "\n"), n[0], n[1], n[2])
+		}
+	})
+	return p, bad
 }
 
 // maxRequest bounds a frame to the child: the source's own limit on a tree, base64, and some air.

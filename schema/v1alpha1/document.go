@@ -16,8 +16,11 @@ type Document struct {
 	Policy Policy
 	// Positions maps a field's path to where the author wrote it. Paths are dot-separated field names, with list
 	// indices as numbers: "services.shop.web.httpRoutes.cart.backends.0.weight". Names that are not identifiers stand as
-	// they are, unquoted, since neither services nor ports may hold a dot.
+	// they are, unquoted. Documents made by hand have all of them here. Read it by [Document.At].
 	Positions map[string]diag.Pos
+	// Places are the positions of a document that was read from files: of what belongs to a namespace, under its name, in
+	// the order of the directories that write it; of all else, under "".
+	Places map[string][]*Places
 	// Unread names what has findings and could therefore not be read: a service, "namespace/name", or a whole namespace
 	// where not even the names of its services are certain. A reference to one of them cannot be judged. A document with
 	// anything unread serves to look for more findings and is never published.
@@ -60,12 +63,38 @@ func (d Delegation) Writes(namespace string) bool {
 	})
 }
 
+// At is the position of a path, if the author wrote it.
+func (d *Document) At(path string) (diag.Pos, bool) {
+	if p, ok := d.Positions[path]; ok {
+		return p, true
+	}
+	for _, places := range d.Places[namespaceOf(path)] {
+		if p, ok := places.At(path); ok {
+			return p, true
+		}
+	}
+	return diag.Pos{}, false
+}
+
+// namespaceOf is the namespace that a path belongs to, "" for what is the mesh's.
+func namespaceOf(path string) string {
+	root, rest, _ := strings.Cut(path, ".")
+	switch root {
+	case "namespaces", "services", "workloads", "groups", "egress":
+		ns, _, _ := strings.Cut(rest, ".")
+		return ns
+	}
+	return ""
+}
+
 // Pos is the position of a path or, where the author did not write it, of its nearest ancestor that has one.
 func (d *Document) Pos(path ...string) diag.Pos {
+	whole := strings.Join(path, ".")
 	for n := len(path); n > 0; n-- {
-		if p, ok := d.Positions[strings.Join(path[:n], ".")]; ok {
+		if p, ok := d.At(whole); ok {
 			return p
 		}
+		whole = whole[:max(len(whole)-len(path[n-1])-1, 0)]
 	}
 	return diag.Pos{}
 }
