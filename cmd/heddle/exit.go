@@ -18,11 +18,12 @@ import (
 // Exit codes. They are the same for every output format.
 const (
 	exitOK       = 0
-	exitProblems = 1 // it looked, and found problems; or a denial, for `heddle explain`
-	exitUsage    = 2 // the command line is wrong
-	exitNoLook   = 3 // it could not look: a program does not answer, an input could not be read
-	exitDenied   = 4 // the system or the program refused this user
-	exitTimeout  = 5 // it waited in vain
+	exitProblems = 1  // it looked, and found problems; or a denial, for `heddle explain`
+	exitUsage    = 2  // the command line is wrong
+	exitNoLook   = 3  // it could not look: a program does not answer, an input could not be read
+	exitDenied   = 4  // the system or the program refused this user
+	exitTimeout  = 5  // it waited in vain
+	exitChanges  = 10 // something changes, for `heddle plan --detailed-exitcode`
 )
 
 // usageError is a command line that no command could run.
@@ -62,6 +63,8 @@ func code(err error) int {
 		return exitUsage
 	case errors.Is(err, errProblems):
 		return exitProblems
+	case errors.Is(err, errChanges):
+		return exitChanges
 	case errors.Is(err, errTimeout):
 		return exitTimeout
 	case errors.Is(err, fs.ErrPermission):
@@ -103,7 +106,7 @@ func hint(err error) string {
 // report prints an error on stderr, as JSON where JSON was asked for, and returns the exit code.
 func (c *cli) report(err error) int {
 	exit := code(err)
-	if errors.Is(err, errProblems) {
+	if errors.Is(err, errProblems) || errors.Is(err, errChanges) {
 		return exit
 	}
 	message, what := err.Error(), hint(err)

@@ -95,7 +95,7 @@ Start with "heddle up": a whole mesh on this machine, with an example to change.
 		}
 	}
 	in("look", c.statusCommand(), c.explainCommand(), c.atCommand(), c.edgesCommand(), c.proxiesCommand(), c.historyCommand(), c.waitCommand())
-	in("policy", c.checkCommand(), c.testCommand(), c.blameCommand(), c.policyCommand())
+	in("policy", c.checkCommand(), c.testCommand(), c.planCommand(), c.diffCommand(), c.blameCommand(), c.policyCommand())
 	in("run", program(c.upCommand()), program(reconcilerCommand()), program(controlplaneCommand()))
 	in("operate", c.resumeCommand(), c.hintCommand(), c.tokenCommand(), c.enrolmentsCommand(), c.revokeCommand(), c.keyCommand())
 	in("more", c.completionCommand(), c.versionCommand())
@@ -194,4 +194,8 @@ type hinted struct {
 
 func (h *hinted) Unwrap() error { return h.error }
 
-var errProblems = errors.New("problems were found") // and printed already
+// What is printed already, and only needs its exit code.
+var (
+	errProblems = errors.New("problems were found")
+	errChanges  = errors.New("something changes")
+)

@@ -84,6 +84,7 @@ type Files struct {
 	Findings diag.List
 
 	repo     *Repository
+	lenient  bool
 	snapshot *source.Snapshot  // of a commit, or
 	content  map[string][]byte // by slash-separated path
 }
@@ -208,7 +209,7 @@ func (f *Files) Copy() (*Files, error) {
 	if f.snapshot == nil {
 		return f, nil
 	}
-	out := &Files{Commit: f.Commit, Findings: f.Findings, repo: f.repo, content: make(map[string][]byte, len(f.snapshot.Files))}
+	out := &Files{Commit: f.Commit, Findings: f.Findings, repo: f.repo, lenient: f.lenient, content: make(map[string][]byte, len(f.snapshot.Files))}
 	for _, file := range f.snapshot.Files {
 		b, err := f.snapshot.Read(file)
 		if err != nil {
@@ -281,30 +282,69 @@ func (r *Repository) AtTime(ctx context.Context, t time.Time) (source.Commit, er
 	return commit, err
 }
 
+// Head is the commit that is checked out, and whether the files of the work tree differ from it.
+func (r *Repository) Head(ctx context.Context, tree *Files) (head source.Commit, dirty bool, err error) {
+	if head, err = r.Resolve(ctx, "HEAD"); err != nil {
+		return head, false, err
+	}
+	committed, err := r.At(ctx, head)
+	if errors.Is(err, source.ErrNoDirectory) {
+		return head, true, nil
+	}
+	if err == nil {
+		committed, err = committed.Copy()
+	}
+	if err != nil {
+		return head, false, err
+	}
+	return head, len(tree.Findings) > 0 || !maps.EqualFunc(tree.content, committed.content, bytes.Equal), nil
+}
+
 // mainline are the names of what a pull request usually goes to, most telling first.
 var mainline = []string{"refs/remotes/upstream/main", "refs/remotes/origin/HEAD", "refs/remotes/origin/main", "refs/remotes/origin/master",
 	"refs/heads/main", "refs/heads/master"}
 
-// Base is what the work tree is compared with where nobody says: the commit where HEAD's branch left the main one, and
-// HEAD itself on the main branch or where none is found. name is that of the branch, or "HEAD".
-func (r *Repository) Base(ctx context.Context) (commit source.Commit, name string, err error) {
+// Base is what the work tree is compared with where nobody says: the commit where HEAD left the main branch, which is
+// HEAD itself on that branch, and where there is none.
+func (r *Repository) Base(ctx context.Context) (source.Commit, error) {
 	head, err := r.Resolve(ctx, "HEAD")
 	if err != nil {
-		return head, "", err
+		return head, err
 	}
+	return r.base(ctx, head, "HEAD")
+}
+
+// BaseOf is what a commit is compared with where nobody says: where it left the main branch and, if it is on it, its
+// first parent.
+func (r *Repository) BaseOf(ctx context.Context, commit source.Commit) (source.Commit, error) {
+	base, err := r.base(ctx, commit, commit.Hash)
+	if err != nil || base.Hash != commit.Hash {
+		return base, err
+	}
+	return r.Resolve(ctx, commit.Hash+"~1")
+}
+
+func (r *Repository) base(ctx context.Context, tip source.Commit, name string) (source.Commit, error) {
 	for _, ref := range mainline {
-		tip, err := r.local.Resolve(ctx, ref)
+		main, err := r.local.Resolve(ctx, ref)
 		if err != nil {
 			continue
 		}
-		base, err := r.local.MergeBase(ctx, head.Hash, tip.Hash)
+		base, err := r.local.MergeBase(ctx, tip.Hash, main.Hash)
 		if err != nil {
-			return base, "", fmt.Errorf("looking for where HEAD left %s: %w; name the base with --from", ref, err)
+			return base, fmt.Errorf("looking for where %s left %s: %w; name the old side with --from", name, ref, err)
 		}
-		_, short, _ := strings.Cut(strings.TrimPrefix(ref, "refs/"), "/")
-		return base, short, nil
+		return base, nil
 	}
-	return head, "HEAD", nil
+	return tip, nil
+}
+
+// Lenient is the same files, judged as mildly as can be: they may have been written for another version of Heddle. What
+// compiles is compiled, whatever else is said about it, and no sidecar is asked what it enforces.
+func (f *Files) Lenient() *Files {
+	out := *f
+	out.lenient = true
+	return &out
 }
 
 // Candidate is what the files are for one environment.
@@ -337,11 +377,15 @@ func (f *Files) Evaluate(ctx context.Context, env string) (*Candidate, error) {
 	}
 	c.Findings = append(c.Findings, found...)
 	if c.Document != nil {
-		c.Mesh, c.Origins, found = compile.Compile(c.Document, compile.Options{ProxyVersion: f.repo.opts.Proxy, Now: f.repo.opts.Now})
+		o := compile.Options{ProxyVersion: f.repo.opts.Proxy, Now: f.repo.opts.Now}
+		if f.lenient {
+			o.ProxyVersion = "any"
+		}
+		c.Mesh, c.Origins, found = compile.Compile(c.Document, o)
 		c.Findings = append(c.Findings, found...)
 	}
 	c.Findings = c.Findings.Sorted()
-	if len(c.Findings.Errors()) > 0 {
+	if len(c.Findings.Errors()) > 0 && !f.lenient {
 		c.Mesh, c.Origins = nil, nil
 	}
 	return c, nil

@@ -1,0 +1,417 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/candidate"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
+	"github.com/heddle-mesh/heddle/reconciler/plan"
+	"github.com/heddle-mesh/heddle/reconciler/source"
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+)
+
+// comparison is what plan and diff compare, and how they show it.
+type comparison struct {
+	target
+	from, to string // revisions; to: "" is the work tree
+	failOn   string
+	name     string
+	url      string // of the repository, for links
+	subdir   string // of the policy in it
+	detailed bool
+	judges   bool // whether what is wrong with the new side is shown
+}
+
+func (c *cli) planCommand() *cobra.Command {
+	var p comparison
+	cmd := &cobra.Command{
+		Use:   "plan [DIR]",
+		Short: "Say what a change of policy will do: who may newly call whom, and who no longer",
+		Long: `Plan compiles two states of a policy repository and compares what they do, not how they are written: who may call
+what and may no longer, encryption that appears or goes, traffic that moves, timeouts, retries and limits. Each line
+has a risk, the deciding lines of both sides, and one call that the two judge or route differently, as arguments for
+heddle explain. The comparison is exact over all canonical requests and all identities that policy tells apart; what it
+cannot decide "may change".
+
+It compares the commit where HEAD left the main branch (upstream's, else origin's, else the local one) with the files as
+they lie there; --from and --to name other revisions. The findings of the new side are printed. The old side may have
+been written for another version of Heddle, and is judged as mildly as can be.
+
+Exit code 0: compared. 1: a line has a risk of --fail-on, or the new side has errors. 3: a side could not be read, or the
+old one not compiled. With --detailed-exitcode, 10: compared, and something changes.`,
+		Example: `  heddle plan
+  heddle plan --from v1.4 --to main
+  heddle plan --fail-on widens,drops-encryption
+  heddle plan -o markdown --name mesh-policy --repository-url https://git.example.org/acme/mesh-policy > comment.md`,
+		Args: argsBetween(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p.dir, p.judges = directory(args), true
+			return c.plan(cmd.Context(), &p)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&p.from, "from", "", "the old side's `revision`; default: where HEAD left the main branch")
+	f.StringVar(&p.to, "to", "", "the new side's `revision`; default: the files as they lie there")
+	f.StringVar(&p.failOn, "fail-on", "", "exit with 1 where a line has one of these comma-separated `risks`: "+riskNames())
+	f.BoolVar(&p.detailed, "detailed-exitcode", false, "exit with 10 where something changes")
+	f.StringVar(&p.name, "name", "mesh-policy", "the plan's `name`, by which a later comment finds an earlier one")
+	f.StringVar(&p.url, "repository-url", "", "the repository's `address` on its forge, for links to lines")
+	p.flags(cmd, "env", "all-envs", "proxy-version")
+	names := make([]string, len(plan.Risks))
+	for i, r := range plan.Risks {
+		names[i] = string(r)
+	}
+	complete(cmd, "fail-on", names...)
+	c.outputFlag(cmd, "text", "markdown", "json")
+	return cmd
+}
+
+func riskNames() string {
+	names := make([]string, len(plan.Risks))
+	for i, r := range plan.Risks {
+		names[i] = string(r)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (c *cli) diffCommand() *cobra.Command {
+	var p comparison
+	cmd := &cobra.Command{
+		Use:   "diff REV [REV]",
+		Short: "Say what differs between two revisions of policy, or between one and the work tree",
+		Long: `Diff is heddle plan between two revisions: what they do, not how they are written. With one revision it compares
+that with the files as they lie there.
+
+The exit codes are those of kubectl diff. 0: both do the same. 1: they differ. More: something could not be compared.`,
+		Example: `  heddle diff v1.4 main
+  heddle diff HEAD~3 --dir policy`,
+		Args: argsBetween(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p.from = args[0]
+			if len(args) == 2 {
+				p.to = args[1]
+			}
+			pairs, err := c.compare(cmd.Context(), &p)
+			if err != nil {
+				return err
+			}
+			for _, pair := range pairs {
+				if pair.plan == nil {
+					return c.rejected("the new side, "+pair.after.Files.Name()+",", pair.after)
+				}
+			}
+			if err := c.printPlans(&p, pairs); err != nil {
+				return err
+			}
+			for _, pair := range pairs {
+				if !pair.plan.Empty() {
+					return errProblems
+				}
+			}
+			return nil
+		},
+	}
+	p.flags(cmd, "dir", "env", "all-envs")
+	c.outputFlag(cmd, "text", "json")
+	return cmd
+}
+
+// pair is two candidates of one environment and what differs.
+type pair struct {
+	env           string
+	before, after *candidate.Candidate
+	plan          *plan.Plan // nil where the new side does not compile
+}
+
+// compare reads and compares both sides, for each environment.
+func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
+	repo := p.open()
+	defer repo.Close()
+	p.rev = p.to
+	after, err := p.files(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	var base source.Commit
+	if p.from != "" {
+		base, err = repo.Resolve(ctx, p.from)
+	} else if p.to != "" {
+		base, err = repo.BaseOf(ctx, after.Commit)
+	} else {
+		base, err = repo.Base(ctx)
+	}
+	if err != nil {
+		return nil, noLook(err)
+	}
+	before, err := repo.At(ctx, base)
+	if err != nil && !errors.Is(err, source.ErrNoDirectory) {
+		return nil, unread(repo, err)
+	}
+	if before != nil {
+		if before, err = before.Copy(); err != nil {
+			return nil, noLook(err)
+		}
+		before = before.Lenient()
+	}
+	if after, err = after.Copy(); err != nil {
+		return nil, noLook(err)
+	}
+	head, dirty := after.Commit, false
+	if head.Hash == "" {
+		if head, dirty, err = repo.Head(ctx, after); err != nil {
+			return nil, noLook(err)
+		}
+	}
+	if git, err := repo.Git(); err == nil {
+		p.subdir = git.Subdir()
+	}
+	all, err := p.candidates(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	var pairs []pair
+	for _, new := range all {
+		one := pair{env: new.Env, after: new}
+		side := &plan.Side{Commit: base.Hash, Subject: base.Subject}
+		if before != nil {
+			if one.before, err = before.Evaluate(ctx, new.Env); err != nil {
+				return nil, noLook(err)
+			}
+			if one.before.Mesh == nil {
+				return nil, c.rejected(fmt.Sprintf("the old side, commit %s,", short(base.Hash)), one.before)
+			}
+			side.Mesh, side.Origins = one.before.Mesh, one.before.Origins
+		}
+		if new.Mesh != nil {
+			if p.judges {
+				new.Prove(ctx)
+			} else {
+				new.Findings = nil
+			}
+			to := &plan.Side{Mesh: new.Mesh, Origins: new.Origins, Commit: head.Hash, Subject: head.Subject, Dirty: dirty}
+			one.plan = plan.Compare(side, to, plan.Options{Name: p.planName(new.Env), Now: planTime(side.Mesh, new.Mesh)})
+		}
+		pairs = append(pairs, one)
+	}
+	return pairs, nil
+}
+
+// planTime is when a plan is made. Where no rule ends it does not matter, and a plan without a time says the same
+// whenever it is made.
+func planTime(sides ...*mesh.Mesh) time.Time {
+	for _, m := range sides {
+		if m == nil {
+			continue
+		}
+		for i := range m.Inbound {
+			if slices.ContainsFunc(m.Inbound[i].Rules, func(r mesh.Rule) bool { return !r.Until.IsZero() }) {
+				return time.Now()
+			}
+		}
+	}
+	return time.Time{}
+}
+
+func (c *cli) plan(ctx context.Context, p *comparison) error {
+	risks, err := plan.ParseRisks(p.failOn)
+	if err != nil {
+		return usagef("--fail-on: %w", err)
+	}
+	pairs, err := c.compare(ctx, p)
+	if err != nil {
+		return err
+	}
+	if err := c.printPlans(p, pairs); err != nil {
+		return err
+	}
+	bad, changes := false, false
+	var hit []string
+	for _, one := range pairs {
+		bad = bad || len(one.after.Findings.Errors()) > 0
+		if one.plan == nil {
+			continue
+		}
+		changes = changes || !one.plan.Empty()
+		for i := range one.plan.Lines {
+			if l := &one.plan.Lines[i]; slices.Contains(risks, l.Risk) {
+				hit = append(hit, lineText(l))
+			}
+		}
+	}
+	if len(hit) > 0 {
+		slices.Sort(hit)
+		hit = slices.Compact(hit)
+		fmt.Fprintf(c.stderr, "--fail-on %s: %s\n", p.failOn, count(len(hit), "line"))
+		for _, text := range hit {
+			fmt.Fprintf(c.stderr, "  %s\n", text)
+		}
+	}
+	switch {
+	case bad || len(hit) > 0:
+		return errProblems
+	case changes && p.detailed:
+		return errChanges
+	}
+	return nil
+}
+
+// lineText is a line of a plan on one line of a terminal.
+func lineText(l *plan.Line) string {
+	words := []string{string(l.Risk) + ":", l.Subject}
+	if len(l.From) > 0 {
+		words = append(words, strings.Join(l.From, ", "), "->")
+	}
+	words = append(words, l.To)
+	if len(l.Requests) > 0 {
+		words = append(words, strings.Join(l.Requests, ", "))
+	}
+	for _, w := range append(slices.Clone(l.WhereAfter), l.WhereBefore...) {
+		if !w.Pos.IsZero() {
+			words = append(words, "("+w.Pos.Short()+")")
+			break
+		}
+	}
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
+}
+
+// printPlans shows what was compared.
+func (c *cli) printPlans(p *comparison, pairs []pair) error {
+	if c.output == "json" {
+		return c.plansJSON(pairs)
+	}
+	shown := map[string]bool{} // environments that come to the same are shown once
+	for i := range pairs {
+		one := &pairs[i]
+		var b strings.Builder
+		var err error
+		switch {
+		case c.output == "markdown" && one.plan == nil:
+			b.WriteString(rejectedMarkdown(plan.Marker(p.planName(one.env)), one.after.Findings.Errors()))
+		case c.output == "markdown":
+			o := plan.MarkdownOptions{Link: p.link(one.plan), Findings: one.after.Findings}
+			if len(one.after.Results) > 0 {
+				o.Tests = tests(one.after)
+			}
+			b.WriteString(one.plan.Markdown(o))
+		case one.plan == nil:
+			err = diag.Text(&b, one.after.Findings.Errors(), c.out.Color)
+		default:
+			if err = one.plan.Text(&b, plan.TextOptions{Width: c.out.Width, ASCII: !c.out.Unicode}); err == nil {
+				err = diag.Text(&b, one.after.Findings, c.out.Color)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		text := b.String()
+		_, body, _ := strings.Cut(text, "\n") // without the marker, which names the environment
+		if c.output != "markdown" {
+			body = text
+		}
+		if shown[body] {
+			continue
+		}
+		shown[body] = true
+		if i > 0 {
+			text = "\n" + text
+			if c.output != "markdown" {
+				text = fmt.Sprintf("\nIn environment %s:\n%s", one.env, b.String())
+			}
+		}
+		if _, err := io.WriteString(c.stdout, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plansJSON writes one plan as it is, and those of several environments as a list. Where the new side does not compile
+// its findings stand in the plan's place.
+func (c *cli) plansJSON(pairs []pair) error {
+	type item struct {
+		Environment string     `json:"environment"`
+		Plan        *plan.Plan `json:"plan,omitempty"`
+		Findings    diag.List  `json:"findings,omitempty"`
+	}
+	if len(pairs) > 1 {
+		items := make([]item, 0, len(pairs))
+		for _, one := range pairs {
+			items = append(items, item{one.env, one.plan, one.after.Findings})
+		}
+		return writeJSON(c.stdout, struct {
+			APIVersion string `json:"apiVersion"`
+			Kind       string `json:"kind"`
+			Items      []item `json:"items"`
+		}{apiVersion, "PlanList", items})
+	}
+	one := pairs[0]
+	if one.plan == nil {
+		return diag.JSON(c.stdout, one.after.Findings)
+	}
+	if err := one.plan.JSON(c.stdout); err != nil {
+		return err
+	}
+	return diag.Text(c.stderr, one.after.Findings, c.err.Color)
+}
+
+// planName tells the plans of several environments apart.
+func (p *comparison) planName(env string) string {
+	if p.allEnvs && env != "" {
+		return p.name + "/" + env
+	}
+	return p.name
+}
+
+// link makes addresses of lines on the forge, in the form that GitHub, GitLab, Gitea and Forgejo all understand.
+func (p *comparison) link(of *plan.Plan) func(diag.Pos, bool) string {
+	base := strings.TrimSuffix(strings.TrimSuffix(p.url, "/"), ".git")
+	return func(at diag.Pos, before bool) string {
+		side := of.After
+		if before {
+			side = of.Before
+		}
+		if base == "" || at.File == "" || side.Commit == "" || side.Dirty {
+			return "" // what is in no commit has no address
+		}
+		words := strings.Split(path.Join(p.subdir, at.File), "/")
+		for i := range words {
+			words[i] = url.PathEscape(words[i])
+		}
+		link := base + "/blob/" + side.Commit + "/" + strings.Join(words, "/")
+		if at.Line > 0 {
+			link += fmt.Sprintf("#L%d", at.Line)
+		}
+		return link
+	}
+}
+
+// rejectedMarkdown is the comment where the new side does not compile: the findings stand in a block in which no name
+// acts.
+func rejectedMarkdown(marker string, findings diag.List) string {
+	const most = 100 // so that it stays far below what a comment may hold
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n### ■ The policy has %s: nothing is compared\n\n<pre>", marker, count(len(findings), "error"))
+	for _, f := range findings[:min(len(findings), most)] {
+		b.WriteString(html.EscapeString(f.String()) + "\n")
+		if hint := f.Advice(); hint != "" {
+			b.WriteString("  hint: " + html.EscapeString(terminal.Clean(hint)) + "\n")
+		}
+	}
+	b.WriteString("</pre>\n")
+	if len(findings) > most {
+		fmt.Fprintf(&b, "… and %d more: <code>heddle check</code> shows them all\n", len(findings)-most)
+	}
+	return b.String()
+}
