@@ -125,8 +125,13 @@ func keySet(text string) string {
 // namedIssuers are the issuers that rules name, sorted.
 func (c *compiler) namedIssuers() (out []mesh.JWTIssuer) {
 	for _, name := range slices.Sorted(maps.Keys(c.issuers)) {
-		if is := c.issuers[name]; is.used {
-			out = append(out, is.out)
+		is := c.issuers[name]
+		if !is.used {
+			continue
+		}
+		out = append(out, is.out)
+		if is.out.URL != "" {
+			c.need(nil, mesh.CapJWKSURL, is.at.at("jwksURL"), "jwksURL")
 		}
 	}
 	return out

@@ -131,8 +131,11 @@ func (c *compiler) namespace(at path, ns string) bool {
 	if slices.ContainsFunc(c.doc.Unread, func(u string) bool { return mesh.ServiceName(u).Namespace() == ns }) {
 		return false
 	}
-	c.find(diag.UnknownService, at, fmt.Sprintf("no namespace is named %q", ns),
-		nameHint(ns, c.namespaces(), "declare services under services/"+ns+"/")+"; identities outside the repository are named by identity or identityPrefix")
+	hint := nameHint(ns, c.namespaces(), "declare services under services/"+ns+"/")
+	if diag.Nearest(ns, c.namespaces()) == "" {
+		hint += "; identities that no service here declares are named by identity or identityPrefix"
+	}
+	c.find(diag.UnknownService, at, fmt.Sprintf("no namespace is named %q", ns), hint)
 	return false
 }
 
@@ -182,7 +185,11 @@ func (c *compiler) networks(at path, src []v1alpha1.Network) (out []mesh.Network
 		if !ok {
 			continue
 		}
+		before := len(c.findings)
 		network := mesh.Network{CIDR: cidr, Except: c.exceptions(at.at("except"), cidr, n.Except)}
+		if len(c.findings) > before {
+			continue
+		}
 		key := fmt.Sprint(network)
 		if j, ok := first[key]; ok {
 			c.duplicate(list, i, j, "network "+cidr.String())

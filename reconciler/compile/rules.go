@@ -111,7 +111,7 @@ func (c *compiler) compileRule(s *service, r *rule) {
 
 // ruleNeeds notes what it takes to enforce a rule.
 func (c *compiler) ruleNeeds(s *service, r *rule) {
-	c.ruleNeed(s, mesh.CapAuthorize, r.at, "a rule")
+	c.need(&s.in.Needs, mesh.CapAuthorize, r.at, "a rule")
 	for _, n := range []struct {
 		set        bool
 		capability mesh.Capability
@@ -131,18 +131,18 @@ func (c *compiler) ruleNeeds(s *service, r *rule) {
 		{r.out.Shadow, mesh.CapAudit, "enforce", "enforce: false"},
 	} {
 		if n.set {
-			c.ruleNeed(s, n.capability, r.at.at(n.field), n.what)
+			c.need(&s.in.Needs, n.capability, r.at.at(n.field), n.what)
 		}
 	}
 	if r.action == mesh.AuditRule {
-		c.ruleNeed(s, mesh.CapAudit, r.at, "an audit rule")
+		c.need(&s.in.Needs, mesh.CapAudit, r.at, "an audit rule")
 	}
 }
 
 // until compiles the end of a rule.
 func (c *compiler) until(r *rule) {
 	at := r.at.at("until")
-	if _, written := c.doc.Positions[string(at)]; r.src.Until == "" && !written {
+	if _, written := c.doc.At(string(at)); r.src.Until == "" && !written {
 		return
 	}
 	t, err := time.Parse(time.RFC3339, r.src.Until)
@@ -363,7 +363,9 @@ func (c *compiler) ruleMethods(at path, src []v1alpha1.Method) (out []string) {
 	c.nonEmpty(at, len(src), src == nil, "methods")
 	for i, m := range src {
 		switch m := string(m); {
-		case !token(m) || strings.ToUpper(m) != m:
+		case !token(m):
+			c.find(diag.WrongValue, at.index(i), fmt.Sprintf("%q is no HTTP method", m), `write it as in "GET"`)
+		case strings.ToUpper(m) != m:
 			c.find(diag.WrongValue, at.index(i), fmt.Sprintf("%q is no HTTP method", m),
 				fmt.Sprintf("methods are case-sensitive; write %q", strings.ToUpper(m)))
 		case slices.Contains(out, m):
@@ -581,9 +583,4 @@ func dnsName(name string) bool {
 	}
 	_, err := netip.ParseAddr(name)
 	return err != nil
-}
-
-// ruleNeed notes that enforcing a service's rules takes a capability.
-func (c *compiler) ruleNeed(s *service, capability mesh.Capability, at path, what string) {
-	c.need(&s.in.Needs, capability, at, what)
 }
