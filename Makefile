@@ -27,7 +27,7 @@ check: ## formatting, vet, generated files in step
 	go vet ./...
 	ci/generated
 
-generate: ## everything that is generated: protobuf, policy types, the vendored schema, workflows, the reference
+generate: ## everything that is generated: protobuf, policy types, JSON Schema, definitions, the vendored schema, the reference
 	go build -C tools -o $(CURDIR)/$(TOOLS)/ github.com/bufbuild/buf/cmd/buf google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc cuelang.org/go/cmd/cue
 	cd schema/proxyapi && buf generate
 	go run ./schema/v1alpha1/regen
