@@ -280,7 +280,7 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 		return
 	}
 	ob, oa := decide.Judge(c.before, call), decide.Judge(c.after, call)
-	if kind := differ(&ob, &oa); kind != alike {
+	if kind := differ(&ob, &oa, call.Path); kind != alike {
 		own := kind == verdicts && len(ob.Shares) == 1 && ob.Shares[0].Service == call.Service && ob.Shares[0].Port == call.Port &&
 			ob.Shares[0].Allowed == vb.allowed && oa.Shares[0].Allowed == va.allowed
 		if !own && !(ob.Handling == decide.Unknown || oa.Handling == decide.Unknown) {
@@ -354,7 +354,8 @@ const (
 type part struct {
 	service mesh.ServiceName
 	port    string
-	ppb     uint64 // parts per billion
+	weight  uint64 // of total, in lowest terms
+	total   uint64
 	mirror  bool
 	status  uint16
 	path    string
@@ -363,43 +364,52 @@ type part struct {
 	refused decide.Refusal
 }
 
-func partsOf(o *decide.Outcome) []part {
-	total := uint64(0)
-	for i := range o.Shares {
-		if !o.Shares[i].Mirror {
-			total += uint64(o.Shares[i].Weight)
-		}
-	}
+// partsOf are the shares of a call for a path. What a path is rewritten to counts; that a port that is not looked into
+// hides it does not.
+func partsOf(o *decide.Outcome, path string) []part {
+	sum := uint64(0)
 	out := make([]part, 0, len(o.Shares))
 	for i := range o.Shares {
 		s := &o.Shares[i]
 		p := part{service: s.Service, port: s.Port, mirror: s.Mirror, status: s.Status, path: s.Sees.Path, allowed: s.Allowed, rule: s.Rule, refused: s.Refused}
+		if !s.Sees.HTTP || p.path == path {
+			p.path = ""
+		}
 		if s.Status != 0 {
 			p.path, p.allowed, p.rule = "", false, ""
 		}
-		switch {
-		case s.Mirror:
-			p.ppb = uint64(s.Weight) * 1000
-		case total > 0:
-			p.ppb = uint64(s.Weight) * 1_000_000_000 / total
+		p.weight = uint64(s.Weight)
+		if p.mirror {
+			p.total = uint64(mesh.AllPPM)
+			out = append(out, p)
+			continue
 		}
-		out = append(out, p)
+		sum += p.weight
+		// One backend that is named twice is one backend with both shares.
+		twin := slices.IndexFunc(out, func(q part) bool { q.weight = p.weight; return q == p })
+		if twin >= 0 {
+			out[twin].weight += p.weight
+		} else {
+			out = append(out, p)
+		}
+	}
+	for i := range out {
+		p := &out[i]
+		if !p.mirror {
+			p.total = sum
+		}
+		x, y := p.weight, p.total
+		for y != 0 {
+			x, y = y, x%y
+		}
+		if x > 0 {
+			p.weight, p.total = p.weight/x, p.total/x
+		}
 	}
 	slices.SortStableFunc(out, func(a, b part) int {
 		return cmp.Or(boolean(a.mirror, b.mirror), cmp.Compare(a.service, b.service), cmp.Compare(a.port, b.port), cmp.Compare(a.status, b.status),
-			cmp.Compare(a.path, b.path), cmp.Compare(a.ppb, b.ppb), boolean(a.allowed, b.allowed))
+			cmp.Compare(a.path, b.path), cmp.Compare(a.total, b.total), cmp.Compare(a.weight, b.weight), boolean(a.allowed, b.allowed))
 	})
-	// One backend named twice alike is one backend with both shares.
-	for i := 1; i < len(out); i++ {
-		a, b := out[i-1], out[i]
-		sum := a.ppb + b.ppb
-		a.ppb, b.ppb = 0, 0
-		if a == b && !a.mirror {
-			out[i-1].ppb = sum
-			out = slices.Delete(out, i, i+1)
-			i--
-		}
-	}
 	return out
 }
 
@@ -414,20 +424,21 @@ func boolean(a, b bool) int {
 }
 
 // differ says whether two outcomes are one: to the caller's application, and to who gets its requests.
-func differ(b, a *decide.Outcome) difference {
+func differ(b, a *decide.Outcome, path string) difference {
 	if b.Handling != a.Handling || b.Status != a.Status {
 		return routing
 	}
 	if len(b.Shares) == 1 && len(a.Shares) == 1 { // nearly always
 		x, y := &b.Shares[0], &a.Shares[0]
-		if x.Service == y.Service && x.Port == y.Port && x.Mirror == y.Mirror && !x.Mirror && x.Status == y.Status && x.Sees.Path == y.Sees.Path {
+		if x.Service == y.Service && x.Port == y.Port && x.Mirror == y.Mirror && !x.Mirror && x.Status == y.Status &&
+			(x.Sees.Path == y.Sees.Path || !x.Sees.HTTP || !y.Sees.HTTP) {
 			if x.Allowed != y.Allowed {
 				return verdicts
 			}
 			return alike
 		}
 	}
-	x, y := partsOf(b), partsOf(a)
+	x, y := partsOf(b, path), partsOf(a, path)
 	if len(x) != len(y) {
 		return routing
 	}

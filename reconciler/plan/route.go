@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,7 +25,7 @@ func outcomeText(o *decide.Outcome) string {
 	case decide.Answered:
 		return answerText(o)
 	}
-	parts := partsOf(o)
+	parts := partsOf(o, "")
 	if len(parts) == 0 {
 		return "503, no backend"
 	}
@@ -33,9 +34,9 @@ func outcomeText(o *decide.Outcome) string {
 		w := string(p.service) + ":" + p.port
 		switch {
 		case p.mirror:
-			w = "a copy of " + share(p.ppb) + " to " + w
-		case p.ppb != 1_000_000_000:
-			w = share(p.ppb) + " " + w
+			w = "a copy of " + share(p.weight, p.total) + " to " + w
+		case p.weight != p.total:
+			w = share(p.weight, p.total) + " " + w
 		}
 		switch {
 		case p.status != 0:
@@ -79,8 +80,9 @@ func answerText(o *decide.Outcome) string {
 }
 
 // share is a part in percent.
-func share(ppb uint64) string {
-	return strconv.FormatFloat(float64(ppb)/1e7, 'f', -1, 64) + " %"
+func share(weight, total uint64) string {
+	p := 100 * float64(weight) / float64(max(total, 1))
+	return strconv.FormatFloat(math.Round(p*10_000)/10_000, 'f', -1, 64) + " %"
 }
 
 // outcomeIDs are what decided: the route, then the rules that refuse or, where none does, those that allow.
@@ -89,7 +91,7 @@ func outcomeIDs(o *decide.Outcome) string {
 	if o.Route != nil {
 		ids = append(ids, o.Route.ID)
 	}
-	parts := partsOf(o)
+	parts := partsOf(o, "")
 	refused := slices.ContainsFunc(parts, func(p part) bool { return !p.allowed && p.rule != "" })
 	for _, p := range parts {
 		if p.rule != "" && p.allowed != refused {
@@ -197,7 +199,7 @@ func duration(d time.Duration) string {
 	return s
 }
 
-func percent(p mesh.PPM) string { return share(uint64(p) * 1000) }
+func percent(p mesh.PPM) string { return share(uint64(p), uint64(mesh.AllPPM)) }
 
 func retryText(r *mesh.Retry) string {
 	if r == nil {
