@@ -298,7 +298,7 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 		}
 	}
 	if served(&ob) && served(&oa) {
-		for _, d := range c.paramsOf(ob.Route, oa.Route) {
+		for _, d := range c.paramsOf(call, ob.Route, oa.Route) {
 			e := edge{kind: d.kind, subject: d.subject, before: d.before, after: d.after, risk: d.risk}
 			if ob.Route != nil {
 				e.idBefore = ob.Route.ID

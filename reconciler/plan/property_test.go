@@ -396,13 +396,15 @@ func (g *gen) change(m *mesh.Mesh) *mesh.Mesh {
 }
 
 // call is any call: of declared callers and others, with values that policy names and others.
-func (g *gen) call(m *mesh.Mesh) *decide.Call {
+func (g *gen) call(m *mesh.Mesh, both ...*mesh.Mesh) *decide.Call {
 	in := &m.Inbound[g.IntN(len(m.Inbound))]
 	w := &reach.Witness{To: in.Service, Port: pick(g, "http", "http", "other"), HTTP: g.chance(85), Method: pick(g, "GET", "POST", "OPTIONS", "PUT"), Path: g.path()}
 	w.Identity = pick(g, "", id("s/a"), id("s/b"), id("t/c"), id("t/d"), id("u/e"), "spiffe://mesh.example/ns/s/sa/zz", "spiffe://mesh.example/ns/t/sa/a", "spiffe://mesh.example/ns/zz/sa/zz",
 		"spiffe://mesh.example/zz", "spiffe://mesh.example/vm/a", "spiffe://mesh.example/vm/s/sa/a", "spiffe://mesh.example/vm/ns/s/sa/a")
-	if w.Identity == id("u/e") && slices.ContainsFunc(m.Inbound, func(in mesh.Inbound) bool { return in.Service == "u/e" }) {
-		w.Namespace = "u"
+	for _, m := range both {
+		if _, ok := m.InboundOf("u/e"); ok && w.Identity == id("u/e") {
+			w.Namespace = "u"
+		}
 	}
 	if g.chance(10) {
 		w.Path = pick(g, "*", "/a/zz", "/%61/b", "/a/b/c/a/b", "/zz", "/a/12", "/%61", "/a/")
@@ -470,7 +472,25 @@ func look(o *decide.Outcome, path string) string {
 	if o.Route != nil && o.Handling != decide.Unroutable {
 		route = o.Route
 	}
-	p, _ := json.Marshal([]any{route.Timeouts, route.Retry, route.Filters})
+	edits, all, some := map[string]*big.Rat{}, new(big.Rat), false
+	for _, b := range route.Backends {
+		all.Add(all, new(big.Rat).SetInt64(int64(b.Weight)))
+	}
+	for _, b := range route.Backends {
+		if b.Weight > 0 {
+			some = some || len(b.Filters) > 0
+			f, _ := json.Marshal([]any{b.Service, b.Filters})
+			if edits[string(f)] == nil {
+				edits[string(f)] = new(big.Rat)
+			}
+			w := new(big.Rat).SetInt64(int64(b.Weight))
+			edits[string(f)].Add(edits[string(f)], w.Quo(w, all))
+		}
+	}
+	if !some {
+		edits = nil
+	}
+	p, _ := json.Marshal([]any{route.Timeouts, route.Retry, route.Filters, edits})
 	return fmt.Sprint(o.Handling, o.Status, string(b), string(p))
 }
 
@@ -529,7 +549,7 @@ func TestAgainstBruteForce(t *testing.T) {
 			quiet++
 		}
 		for k := range calls {
-			c := g.call(pick(g, b, a))
+			c := g.call(pick(g, b, a), b, a)
 			ob, oa := decide.Judge(b, c), decide.Judge(a, c)
 			if look(&ob, c.Path) == look(&oa, c.Path) && door(b, c) == door(a, c) {
 				continue

@@ -117,8 +117,9 @@ type param struct {
 	before, after string
 }
 
-// paramsOf compares what else two routes say; nil is the service itself, about which nothing is said. It remembers.
-func (c *comparison) paramsOf(was, is *mesh.Route) []param {
+// paramsOf compares what else two routes for a call say; nil is the service itself, about which nothing is said. It
+// remembers.
+func (c *comparison) paramsOf(call *decide.Call, was, is *mesh.Route) []param {
 	if was == is {
 		return nil
 	}
@@ -126,13 +127,13 @@ func (c *comparison) paramsOf(was, is *mesh.Route) []param {
 	if out, ok := c.params[k]; ok {
 		return out
 	}
-	var zero mesh.Route
 	b, a := was, is
+	own := &mesh.Route{Backends: []mesh.Backend{{Service: call.Service, Port: call.Port, Weight: 100}}}
 	if b == nil {
-		b = &zero
+		b = own
 	}
 	if a == nil {
-		a = &zero
+		a = own
 	}
 	var out []param
 	put := func(kind Kind, risk Risk, subject, before, after string, differs bool) {
@@ -151,26 +152,77 @@ func (c *comparison) paramsOf(was, is *mesh.Route) []param {
 	put(KindBreaker, Neutral, "breaker", breakerText(b.Breaker), breakerText(a.Breaker), !same(b.Breaker, a.Breaker))
 	put(KindFilter, Neutral, "gRPC", yes(b.GRPC), yes(a.GRPC), b.GRPC != a.GRPC)
 	put(KindFilter, Reroutes, "filters", filtersText(b.Filters), filtersText(a.Filters), !sameFilters(b.Filters, a.Filters))
-	for i := range b.Backends {
-		for j := range a.Backends {
-			x, y := &b.Backends[i], &a.Backends[j]
-			if x.Service == y.Service && x.Port == y.Port && nth(b.Backends, i) == nth(a.Backends, j) {
-				put(KindFilter, Reroutes, "filters of "+string(x.Service), filtersText(x.Filters), filtersText(y.Filters), !sameFilters(x.Filters, y.Filters))
-			}
+	for _, n := range targets(b, a) {
+		x, y := filtersFor(b, n), filtersFor(a, n)
+		if x.none || y.none { // where requests go differs, and is said so
+			continue
 		}
+		put(KindFilter, Reroutes, "filters of "+n, x.text, y.text, x.key != y.key)
 	}
 	c.params[k] = out
 	return out
 }
 
-// nth counts the earlier backends that are the same service and port.
-func nth(list []mesh.Backend, i int) (n int) {
-	for j := range i {
-		if list[j].Service == list[i].Service && list[j].Port == list[i].Port {
-			n++
+// targets are the services and ports that take requests from one of two routes.
+func targets(routes ...*mesh.Route) (out []string) {
+	for _, r := range routes {
+		for i := range r.Backends {
+			if b := &r.Backends[i]; b.Weight > 0 {
+				out = append(out, string(b.Service)+":"+b.Port)
+			}
 		}
 	}
-	return n
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// targeted is what the filters of a route's backends do to the requests of one service and port.
+type targeted struct {
+	none      bool
+	text, key string
+}
+
+func filtersFor(r *mesh.Route, target string) targeted {
+	type way struct {
+		Weight  uint64
+		Filters []mesh.Filter
+	}
+	var ways []way
+	sum := uint64(0)
+	for i := range r.Backends {
+		b := &r.Backends[i]
+		if b.Weight == 0 || string(b.Service)+":"+b.Port != target {
+			continue
+		}
+		sum += uint64(b.Weight)
+		at := slices.IndexFunc(ways, func(w way) bool { return sameFilters(w.Filters, b.Filters) })
+		if at < 0 {
+			at = len(ways)
+			ways = append(ways, way{Filters: b.Filters})
+		}
+		ways[at].Weight += uint64(b.Weight)
+	}
+	t := targeted{none: len(ways) == 0}
+	var texts []string
+	for i := range ways {
+		w := &ways[i]
+		text := filtersText(w.Filters)
+		if len(ways) > 1 {
+			text = share(w.Weight, sum) + " " + text
+		}
+		texts = append(texts, text)
+		x, y := w.Weight, sum
+		for y != 0 {
+			x, y = y, x%y
+		}
+		w.Weight = w.Weight/x<<32 | sum/x
+		if len(w.Filters) == 0 {
+			w.Filters = nil
+		}
+	}
+	slices.SortFunc(ways, func(a, b way) int { return strings.Compare(string(mesh.Canonical(a)), string(mesh.Canonical(b))) })
+	t.text, t.key = strings.Join(texts, " or "), string(mesh.Canonical(ways))
+	return t
 }
 
 func sameFilters(b, a []mesh.Filter) bool {
