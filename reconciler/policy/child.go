@@ -97,9 +97,10 @@ type guard struct {
 	req *request
 	out *answers
 
-	mu   sync.Mutex // guards unit
-	unit string
-	busy bool
+	mu    sync.Mutex // guards what follows
+	unit  string
+	busy  bool
+	batch bool // a unit was evaluated already
 }
 
 // heapObjects counts bytes of live and not yet collected objects; a single huge allocation shows as soon as it is made.
@@ -110,8 +111,8 @@ const watchEvery = 5 * time.Millisecond
 
 func watch(req *request, out *answers) *guard {
 	g := &guard{req: req, out: out}
-	// Garbage is cheap until the limit comes near: a small unit never collects.
-	debug.SetGCPercent(400)
+	// One directory makes some 20 MiB: the first never collects, and a batch of them stays small.
+	debug.SetGCPercent(1600)
 	debug.SetMemoryLimit(req.HeapBytes / 2)
 	go func() {
 		sample := []metrics.Sample{{Name: heapObjects}}
@@ -137,6 +138,10 @@ func (g *guard) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.busy = false
+	if !g.batch {
+		g.batch = true
+		debug.SetGCPercent(200)
+	}
 }
 
 func (g *guard) stop(limit string) {

@@ -19,6 +19,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -271,15 +272,17 @@ func (e *Evaluator) module(all []blob) (module, error) {
 }
 
 // sum is a key over names and contents.
-func sum(seed key, lists ...[]blob) key {
+func sum(seed key, blobs []blob) key {
 	h := sha256.New()
-	h.Write(seed[:])
-	for _, blobs := range lists {
-		fmt.Fprintf(h, "%d files\n", len(blobs))
-		for _, b := range blobs {
-			fmt.Fprintf(h, "%q %q\n", b.name, b.hash)
-		}
+	buf := append(make([]byte, 0, 512), seed[:]...)
+	for _, b := range blobs { // lengths first: no two lists are written alike
+		buf = binary.BigEndian.AppendUint32(buf, uint32(len(b.name)))
+		buf = binary.BigEndian.AppendUint32(buf, uint32(len(b.hash)))
+		buf = append(append(buf, b.name...), b.hash...)
+		h.Write(buf)
+		buf = buf[:0]
 	}
+	h.Write(buf)
 	return key(h.Sum(nil))
 }
 

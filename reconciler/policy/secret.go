@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"sync"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 )
@@ -12,28 +13,37 @@ import (
 // This file looks for secrets in every text file of a repository, policy or not. It knows those that say what they are;
 // what is found is never shown.
 
-// secrets are what is looked for. A file is searched by the expression only where it has the literal, which each match
+// known are the kinds of secrets. A file is searched by the expression only where it has the literal, which each match
 // contains.
-var secrets = []struct {
-	what    string
-	literal []byte
-	match   *regexp.Regexp
-}{
-	{"a private key", []byte("PRIVATE KEY"), regexp.MustCompile(`-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY( BLOCK)?-----`)},
-	{"a private JSON Web Key", []byte(`kty`), regexp.MustCompile(`\\*"d\\*"\s*:\s*\\*"[A-Za-z0-9_-]{40,}`)},
-	{"a join token of Heddle", []byte("heddle-join-1."), regexp.MustCompile(`heddle-join-1\.[A-Za-z0-9_-]{16,}`)},
-	{"an AWS access key", []byte("AKIA"), regexp.MustCompile(`\bAKIA[0-9A-Z]{16}\b`)},
-	{"an AWS access key", []byte("ASIA"), regexp.MustCompile(`\bASIA[0-9A-Z]{16}\b`)},
-	{"an AWS secret key", []byte("aws_secret_access_key"), regexp.MustCompile(`aws_secret_access_key["']?\s*[:=]\s*["']?[A-Za-z0-9/+]{40}\b`)},
-	{"a GitHub token", []byte("gh"), regexp.MustCompile(`\bgh[pousr]_[A-Za-z0-9]{36,}`)},
-	{"a GitHub token", []byte("github_pat_"), regexp.MustCompile(`\bgithub_pat_[A-Za-z0-9_]{22,}`)},
-	{"a GitLab token", []byte("glpat-"), regexp.MustCompile(`\bglpat-[A-Za-z0-9_-]{20,}`)},
-	{"a Slack token", []byte("xox"), regexp.MustCompile(`\bxox[abeoprs]-[A-Za-z0-9-]{10,}`)},
-	{"a Slack webhook", []byte("hooks.slack.com/services/"), regexp.MustCompile(`hooks\.slack\.com/services/T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16,}`)},
-	{"a Google API key", []byte("AIza"), regexp.MustCompile(`\bAIza[0-9A-Za-z_-]{35}`)},
-	{"a Stripe key", []byte("k_live_"), regexp.MustCompile(`\b[sr]k_live_[0-9A-Za-z]{20,}`)},
-	{"an npm token", []byte("npm_"), regexp.MustCompile(`\bnpm_[A-Za-z0-9]{36}\b`)},
+var known = []struct{ what, literal, expression string }{
+	{"a private key", "PRIVATE KEY", `-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY( BLOCK)?-----`},
+	{"a private JSON Web Key", `kty`, `\\*"d\\*"\s*:\s*\\*"[A-Za-z0-9_-]{40,}`},
+	{"a join token of Heddle", "heddle-join-1.", `heddle-join-1\.[A-Za-z0-9_-]{16,}`},
+	{"an AWS access key", "AKIA", `\bAKIA[0-9A-Z]{16}\b`},
+	{"an AWS access key", "ASIA", `\bASIA[0-9A-Z]{16}\b`},
+	{"an AWS secret key", "aws_secret_access_key", `aws_secret_access_key["']?\s*[:=]\s*["']?[A-Za-z0-9/+]{40}\b`},
+	{"a GitHub token", "ghp_", `\bghp_[A-Za-z0-9]{36,}`},
+	{"a GitHub token", "gho_", `\bgho_[A-Za-z0-9]{36,}`},
+	{"a GitHub token", "ghu_", `\bghu_[A-Za-z0-9]{36,}`},
+	{"a GitHub token", "ghs_", `\bghs_[A-Za-z0-9]{36,}`},
+	{"a GitHub token", "ghr_", `\bghr_[A-Za-z0-9]{36,}`},
+	{"a GitHub token", "github_pat_", `\bgithub_pat_[A-Za-z0-9_]{22,}`},
+	{"a GitLab token", "glpat-", `\bglpat-[A-Za-z0-9_-]{20,}`},
+	{"a Slack token", "xox", `\bxox[abeoprs]-[A-Za-z0-9-]{10,}`},
+	{"a Slack webhook", "hooks.slack.com/services/", `hooks\.slack\.com/services/T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16,}`},
+	{"a Google API key", "AIza", `\bAIza[0-9A-Za-z_-]{35}`},
+	{"a Stripe key", "k_live_", `\b[sr]k_live_[0-9A-Za-z]{20,}`},
+	{"an npm token", "npm_", `\bnpm_[A-Za-z0-9]{36}\b`},
 }
+
+// expressions are those of known, read when they are needed first: the children never do.
+var expressions = sync.OnceValue(func() []*regexp.Regexp {
+	out := make([]*regexp.Regexp, len(known))
+	for i, k := range known {
+		out[i] = regexp.MustCompile(k.expression)
+	}
+	return out
+})
 
 // secret is a place in a file.
 type secret struct {
@@ -56,11 +66,11 @@ func findSecrets(text []byte) []secret {
 		return nil
 	}
 	var found []secret
-	for _, s := range secrets {
-		if !bytes.Contains(text, s.literal) {
+	for i, k := range known {
+		if !bytes.Contains(text, []byte(k.literal)) {
 			continue
 		}
-		for _, at := range s.match.FindAllIndex(text, maxSecrets) {
+		for _, at := range expressions()[i].FindAllIndex(text, maxSecrets) {
 			if len(found) >= maxSecrets {
 				return found
 			}
@@ -68,7 +78,7 @@ func findSecrets(text []byte) []secret {
 				continue
 			}
 			before := text[:at[0]]
-			found = append(found, secret{s.what, 1 + bytes.Count(before, []byte("\n")), len(before) - bytes.LastIndexByte(before, '\n')})
+			found = append(found, secret{k.what, 1 + bytes.Count(before, []byte("\n")), len(before) - bytes.LastIndexByte(before, '\n')})
 		}
 	}
 	return found
