@@ -125,7 +125,7 @@ func layout(blobs []blob, delegated []v1alpha1.Delegation, known bool) (tree, di
 		}
 		if strings.Contains("/"+name, "/cue.mod/") {
 			add(diag.NestedModule, "a second cue.mod: a policy repository is one CUE module",
-				"remove "+name[:strings.Index("/"+name, "/cue.mod/")]+"/cue.mod")
+				"remove "+name[:strings.Index("/"+name, "/cue.mod/")]+"cue.mod")
 			continue
 		}
 		// root is the directory whose layout counts, "" for the repository's own; rest is what is below it.
