@@ -143,7 +143,7 @@ func (p *parser) value(old any, path string) (any, error) {
 			list = append(list, v)
 		}
 		return list, nil
-	case '-', scanner.String, scanner.Int, scanner.Ident:
+	case '-', scanner.String, scanner.Int, scanner.Float, scanner.Ident:
 		text := p.text
 		if p.tok == '-' {
 			p.Scan()

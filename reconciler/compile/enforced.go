@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -12,8 +13,7 @@ import (
 // [compiler.need] notes what it takes to enforce it. What the chosen version lacks becomes a finding here and nowhere
 // else, so that the table of mesh.Enforced alone decides.
 type gate struct {
-	version string
-	// enforced is nil where every capability counts as there (the version "any").
+	version  string
 	enforced map[mesh.Capability]bool
 	lacks    []lack
 }
@@ -25,14 +25,9 @@ type lack struct {
 	what string
 }
 
-// newGate chooses a version of heddle-proxy: "" is this source tree's.
+// newGate chooses a version of heddle-proxy: "" is this source tree's, and "any" lets everything through.
 func newGate(version string) (*gate, error) {
-	switch version {
-	case "any":
-		return &gate{version: version}, nil
-	case "":
-		version = mesh.Version
-	}
+	version = cmp.Or(version, mesh.Version)
 	caps, ok := mesh.EnforcedBy(version)
 	if !ok {
 		return nil, fmt.Errorf("no heddle-proxy %q is known here", version)
@@ -54,7 +49,7 @@ func (c *compiler) need(on *[]mesh.Capability, capability mesh.Capability, at pa
 	if on != nil && !slices.Contains(*on, capability) {
 		*on = append(*on, capability)
 	}
-	if c.gate.enforced != nil && !c.gate.enforced[capability] {
+	if !c.gate.enforced[capability] {
 		c.gate.lacks = append(c.gate.lacks, lack{capability, at, what})
 	}
 }
@@ -104,6 +99,8 @@ func instead(capability mesh.Capability) string {
 		return "declare each workload under workloads"
 	case mesh.CapJWKSURL:
 		return "write the key set into jwks"
+	case mesh.CapStaged:
+		return "leave it out: releases go to all at once"
 	case mesh.CapRemoteSource:
 		return "give the team a directory of this repository"
 	case mesh.CapFilterBackend:

@@ -217,6 +217,9 @@ func (c *compiler) defaultRoutes(s *service) {
 		}}
 		s.routes = append(s.routes, r)
 		c.need(&s.out.Needs, mesh.CapRoute, p.at, "an HTTP route")
+		if grpc {
+			c.need(&s.out.Needs, mesh.CapGRPCRoute, p.at, "a default for gRPC calls")
+		}
 		c.needTimes(&s.out.Needs, r)
 		c.checkTimes(r)
 		c.origins[id] = c.pos(cmp.Or(t.request.from, t.response.from, t.idle.from, again.asked.from))

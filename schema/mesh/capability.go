@@ -72,6 +72,18 @@ const (
 	CapRemoteSource Capability = "remote-source" // the reconciler follows other repositories
 )
 
+// Capabilities are all that the language can need, sorted by where they stand above. Never written.
+var Capabilities = []Capability{
+	CapHTTP1, CapTCP, CapDetect, CapHTTP2, CapGRPC, CapTLS, CapRoute, CapRouteRegex, CapRouteQuery, CapGRPCRoute,
+	CapTLSRoute, CapTCPRoute, CapConsumerRoute, CapTimeout, CapResponseTimeout, CapIdleTimeout, CapRetry,
+	CapFilterHeaders, CapFilterRedirect, CapFilterRewrite, CapFilterMirror, CapFilterCORS, CapFilterRespond,
+	CapFilterFault, CapFilterBackend, CapHash, CapWarmUp, CapWeight, CapZone, CapBreaker, CapLimits, CapRateLimit,
+	CapAuthorize, CapAuthorizeL7, CapAuthorizePattern, CapAuthorizeNetwork, CapAuthorizeRequest, CapAuthorizeSNI,
+	CapAuthorizeJWT, CapAuthorizeUntil, CapAudit, CapCluster, CapPermissive, CapNonCanonical, CapEgress,
+	CapEgressTLS, CapSkipPorts, CapOpaquePorts, CapNetworks, CapTelemetry, CapTracing, CapAccessLog, CapSelector,
+	CapGroup, CapStaged, CapJWKSURL, CapRemoteSource,
+}
+
 // Enforced is what this source tree enforces: the one table that `heddle check`, the compiler and the sidecar's hello
 // agree on. `proxy` has a test for each entry that is a sidecar's.
 var Enforced = []Capability{CapAuthorize, CapAuthorizeL7, CapDetect, CapHTTP1, CapRoute, CapTimeout, CapPermissive, CapTCP}
@@ -83,6 +95,8 @@ var EnforcedProtocols = []Protocol{Detect, HTTP1, TCP, Opaque}
 // enforces all that the language has: it is for looking ahead, and nothing is ever published by it.
 func EnforcedBy(version string) ([]Capability, bool) {
 	switch version {
+	case "any":
+		return slices.Sorted(slices.Values(Capabilities)), true
 	case Version:
 		caps := slices.Clone(Enforced)
 		slices.Sort(caps)
