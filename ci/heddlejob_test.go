@@ -3,6 +3,7 @@ package ci_test
 import (
 	"encoding/json"
 	"fmt"
+	"html"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -46,6 +47,7 @@ func newForge(t *testing.T, f *forge) *forge {
 	for i := range 120 {
 		f.comments = append(f.comments, &comment{id: 1000 + i, author: "reviewer", body: fmt.Sprintf("remark %d", i)})
 	}
+	f.comments[0].body = "<!-- heddle:plan:mesh-policy -->\nI quote."
 	return f
 }
 
@@ -122,13 +124,6 @@ func (f *forge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(http.StatusNotFound, map[string]string{"message": "Not Found"})
 }
 
-// say is a comment of somebody else's.
-func (f *forge) say(body string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.comments = append(f.comments, &comment{id: 3000 + len(f.comments), author: "reviewer", body: body})
-}
-
 // ours are the comments of the job.
 func (f *forge) ours() (out []comment) {
 	f.mu.Lock()
@@ -143,10 +138,10 @@ func (f *forge) ours() (out []comment) {
 
 // request is a pull request: a repository with main and a branch that wants to be merged.
 type request struct {
-	dir    string
-	forge  *forge
-	failOn string // the variable HEDDLE_FAIL_ON
-	fork   bool   // it comes from a fork
+	dir   string
+	forge *forge
+	gate  string // the variable HEDDLE_GATE
+	fork  bool   // it comes from a fork
 }
 
 // outcome is what a run of the optional job left.
@@ -176,14 +171,15 @@ func (r *request) github(t *testing.T) outcome {
 		"${{ runner.temp }}", temp,
 		"${{ github.token }}", token,
 		"${{ github.event.pull_request.number }}", "7",
-		"${{ vars.HEDDLE_FAIL_ON }}", r.failOn,
+		"${{ vars.HEDDLE_GATE }}", r.gate,
 	)
 	conditions := map[string]bool{
 		"": true,
 		"github.event.pull_request.head.repo.full_name == github.repository": !r.fork,
-		"vars.HEDDLE_FAIL_ON != ''": r.failOn != "",
+		"vars.HEDDLE_GATE != ''": r.gate != "",
 	}
-	base := map[string]string{"GITHUB_API_URL": r.forge.URL, "GITHUB_REPOSITORY": "acme/mesh-policy", "GITHUB_STEP_SUMMARY": summary}
+	base := map[string]string{"GITHUB_API_URL": r.forge.URL, "GITHUB_REPOSITORY": "acme/mesh-policy", "GITHUB_STEP_SUMMARY": summary,
+		"GITHUB_SERVER_URL": "https://git.example.com"}
 	job := githubWorkflow(t, "heddle.yaml").Jobs["heddle"]
 	var o outcome
 	for _, s := range job.Steps {
@@ -226,9 +222,9 @@ func (r *request) gitlab(t *testing.T) outcome {
 	}
 	env := maps.Clone(job.Variables)
 	maps.Copy(env, map[string]string{
-		"CI_API_V4_URL": r.forge.URL, "CI_PROJECT_ID": "5", "CI_MERGE_REQUEST_IID": "7",
+		"CI_API_V4_URL": r.forge.URL, "CI_PROJECT_URL": "https://git.example.com/acme/mesh-policy", "CI_PROJECT_ID": "5", "CI_MERGE_REQUEST_IID": "7",
 		"CI_MERGE_REQUEST_DIFF_BASE_SHA": r.git(t, "git merge-base main change"),
-		"HEDDLE_FAIL_ON":                 r.failOn,
+		"HEDDLE_GATE":                    r.gate,
 	})
 	if !r.fork { // the fork's project has no such variable
 		env["HEDDLE_NOTES_TOKEN"] = token
@@ -236,7 +232,7 @@ func (r *request) gitlab(t *testing.T) outcome {
 	out, err := online(t, r.dir, strings.Join(lines, "\n"), variables(env), heddle(t))
 	o := outcome{log: out, shown: out}
 	if err != nil {
-		o.failed = out
+		o.failed = err.Error() + "\n" + out
 	}
 	return o
 }
@@ -251,9 +247,10 @@ func TestHeddleJob(t *testing.T) {
 	forges := map[string]struct {
 		forge func(*testing.T) *forge
 		run   func(*request, *testing.T) outcome
+		blob  string // where the forge shows a file
 	}{
-		"GitHub": {newGitHub, (*request).github},
-		"GitLab": {newGitLab, (*request).gitlab},
+		"GitHub": {newGitHub, (*request).github, "blob/"},
+		"GitLab": {newGitLab, (*request).gitlab, "-/blob/"},
 	}
 	// Two changes of who may call whom that break no promise of the template.
 	const (
@@ -275,7 +272,7 @@ func TestHeddleJob(t *testing.T) {
 				t.Fatalf("a comment in policy: failed %q, said %v\n%s", o.failed, r.forge.ours(), o.log)
 			}
 
-			// Somebody gains access: said once for each environment, and in the fork's case in the summary alone.
+			// Somebody gains access: said once, with links to the lines, and where it comes from a fork in the summary alone.
 			edit(t, r.dir, api, old, wide)
 			r.git(t, "git commit -q -a -m widen")
 			r.fork = true
@@ -287,27 +284,24 @@ func TestHeddleJob(t *testing.T) {
 				t.Fatalf("failed %s\n%s", o.failed, o.log)
 			}
 			said := r.forge.ours()
-			if len(said) != 2 || !strings.Contains(said[0].body, "console") || said[0].body == said[1].body {
-				t.Fatalf("want one comment for each of two environments that names the console, got %v", said)
+			if len(said) != 1 || !strings.Contains(said[0].body, "console") || !strings.Contains(html.UnescapeString(said[0].body), "https://git.example.com/acme/mesh-policy/"+test.blob) {
+				t.Fatalf("want one comment that names the console and links to the line, got %v", said)
 			}
-			for _, c := range said {
-				marker, _, _ := strings.Cut(c.body, "\n")
-				if !strings.HasPrefix(marker, "<!-- heddle:plan:") {
-					t.Errorf("the first line is no marker: %q", marker)
-				}
-				r.forge.say(marker + "\nI quote.")
+			marker, _, _ := strings.Cut(said[0].body, "\n")
+			if !strings.HasPrefix(marker, "<!-- heddle:plan:") {
+				t.Errorf("the first line is no marker: %q", marker)
 			}
 
 			// A gate, and a job that is run again.
-			r.failOn = "widens,drops-encryption"
+			r.gate = "widens,drops-encryption"
 			if o := run(t); o.failed == "" {
 				t.Errorf("a plan that widens passes a gate that refuses it\n%s", o.log)
 			}
-			r.failOn = "drops-encryption"
+			r.gate = "drops-encryption"
 			if o := run(t); o.failed != "" {
 				t.Errorf("a plan that drops no encryption fails: %s\n%s", o.failed, o.log)
 			}
-			r.failOn = ""
+			r.gate = ""
 
 			// Taken back: the same comments say so.
 			edit(t, r.dir, api, wide, old)
@@ -316,18 +310,20 @@ func TestHeddleJob(t *testing.T) {
 				t.Fatalf("failed %s\n%s", o.failed, o.log)
 			}
 			now := r.forge.ours()
-			if len(now) != 2 || now[0].edits != 3 || now[1].edits != 3 || strings.Contains(now[0].body, "console") {
-				t.Errorf("want the same two comments, edited by each run since, got %+v", now)
+			if len(now) != 1 || now[0].edits != 3 || strings.Contains(now[0].body, "console") {
+				t.Errorf("want the same comment, edited by each run since, got %+v", now)
 			}
 
 			// A fault is said at its line, and nothing is planned.
 			edit(t, r.dir, api, `"shop/api-v2"`, `"shop/api-v3"`)
 			r.git(t, "git commit -q -a -m dangling")
 			o := run(t)
-			if o.failed == "" || len(r.forge.ours()) != 2 {
+			if o.failed == "" || len(r.forge.ours()) != 1 {
 				t.Errorf("a backend that does not exist: failed %q, said %v\n%s", o.failed, r.forge.ours(), o.log)
 			}
-			said2 := o.log
+			if !strings.Contains(o.log, "shop/api-v3") {
+				t.Errorf("the log does not say what is wrong:\n%s", o.log)
+			}
 			if name == "GitLab" {
 				var report []struct {
 					Location struct{ Path string }
@@ -336,8 +332,8 @@ func TestHeddleJob(t *testing.T) {
 				if err := json.Unmarshal(b, &report); err != nil || len(report) == 0 || report[0].Location.Path != api {
 					t.Errorf("the report: %v\n%s", err, b)
 				}
-			} else if !strings.Contains(said2, "file="+api) {
-				t.Errorf("no annotation at %s:\n%s", api, said2)
+			} else if !strings.Contains(o.log, "file="+api) {
+				t.Errorf("no annotation at %s:\n%s", api, o.log)
 			}
 		})
 	}

@@ -49,7 +49,7 @@ func TestREADME(t *testing.T) {
 	const batch = `	deny: batch: from: [{identity: "spiffe://shop.example/ns/shop/sa/batch"}]` + "\n"
 	edit(t, dir, "services/payments/gateway.cue", batch, batch+"\t"+rule[1]+"\n")
 	checks := commands(blocks[1][1])
-	if len(checks) < 4 || !strings.HasPrefix(checks[len(checks)-1], "heddle test") {
+	if len(checks) < 3 || !strings.HasPrefix(checks[len(checks)-1], "heddle check") {
 		t.Fatalf("the checks of the README: %q", checks)
 	}
 	for _, command := range checks[:len(checks)-1] {

@@ -95,8 +95,18 @@ func TestExpectations(t *testing.T) {
 	if out, err := shell(t, dir, "heddle test", nil, bin); err == nil || !strings.Contains(out, "the front end does not charge") {
 		t.Errorf("web may charge, and the expectation holds: %v\n%s", err, out)
 	}
-	if out, err := shell(t, dir, "heddle check", nil, bin); err == nil || !strings.Contains(out, "only the shop's API charges") {
-		t.Errorf("web may charge, and the invariant holds: %v\n%s", err, out)
+}
+
+// TestInvariants: a change that breaks no expectation, since nobody thought of it, is stopped by an invariant.
+func TestInvariants(t *testing.T) {
+	bin, dir := heddle(t), copied(t)
+	edit(t, dir, "services/payments/gateway.cue", `{service: "shop/api"}, `, `{identity: "spiffe://shop.example/ns/ops/sa/console"}, {service: "shop/api"}, `)
+	if out, err := shell(t, dir, "heddle test", nil, bin); err != nil {
+		t.Fatalf("an expectation knows of it: %v\n%s", err, out)
+	}
+	out, err := shell(t, dir, "heddle check", nil, bin)
+	if err == nil || !strings.Contains(out, "only the shop's API charges") || !strings.Contains(out, "/charges") {
+		t.Errorf("the console may charge, and the invariant holds: %v\n%s", err, out)
 	}
 }
 
