@@ -275,6 +275,7 @@ Exit code 0 is an allowed call, 1 a denied one.`,
 
 // viewAt is view for another time.
 func (c *cli) viewAt(cmd *cobra.Command, t *target, when time.Time) (*view, *published.Releases, error) {
+	given := c.stateGiven(cmd)
 	if t.dir == "" && t.env == "" {
 		releases, err := published.Open(c.state)
 		if err == nil {
@@ -284,7 +285,7 @@ func (c *cli) viewAt(cmd *cobra.Command, t *target, when time.Time) (*view, *pub
 			}
 			return &view{mesh: release.Mesh, origins: release.Origins, release: release}, releases, nil
 		}
-		if !errors.Is(err, published.ErrNone) || cmd.Flags().Changed("state") {
+		if !errors.Is(err, published.ErrNone) || given {
 			return nil, nil, err
 		}
 		if !hasPolicy(".") {
@@ -306,7 +307,7 @@ func (c *cli) viewAt(cmd *cobra.Command, t *target, when time.Time) (*view, *pub
 		return nil, nil, noLook(err)
 	}
 	if one.Mesh == nil {
-		return nil, nil, c.rejected("commit "+files.Name(), one)
+		return nil, nil, c.rejected(files.Name(), one)
 	}
 	return viewOf(one), nil, nil
 }

@@ -189,9 +189,19 @@ func (c *cli) look(ctx context.Context, t *target) (*view, error) {
 	return viewOf(one), nil
 }
 
+// stateGiven reports whether the state directory was named, by the flag or in the environment; an empty name is none.
+func (c *cli) stateGiven(cmd *cobra.Command) bool {
+	if c.state == "" {
+		c.state = defaultState
+		return false
+	}
+	return cmd.Flags().Changed("state")
+}
+
 // view is of the repository where --dir or --rev ask for it, or where there is no mesh on this machine and policy lies
 // here; else it is of the release that is applied. releases is nil for the repository.
 func (c *cli) view(cmd *cobra.Command, t *target) (v *view, releases *published.Releases, err error) {
+	given := c.stateGiven(cmd)
 	if t.dir == "" && t.rev == "" && t.env == "" {
 		releases, err = published.Open(c.state)
 		if err == nil {
@@ -201,7 +211,7 @@ func (c *cli) view(cmd *cobra.Command, t *target) (v *view, releases *published.
 			}
 			return &view{mesh: latest.Mesh, origins: latest.Origins, release: latest}, releases, nil
 		}
-		if !errors.Is(err, published.ErrNone) || cmd.Flags().Changed("state") {
+		if !errors.Is(err, published.ErrNone) || given {
 			return nil, nil, err
 		}
 		if !hasPolicy(".") {

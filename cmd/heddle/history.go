@@ -1,20 +1,99 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/candidate"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/published"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
+	"github.com/heddle-mesh/heddle/reconciler"
 	"github.com/heddle-mesh/heddle/reconciler/plan"
 	"github.com/heddle-mesh/heddle/reconciler/source"
 )
 
-// committed is a commit that changed what a mesh does.
-type committed struct {
+func (c *cli) historyCommand() *cobra.Command {
+	var t target
+	limit := 20
+	cmd := &cobra.Command{
+		Use:   "history",
+		Short: "List the releases that are kept, or the commits that changed behaviour, newest first",
+		Long: `History lists the kept releases. A revert is a new release with an old behaviour; a commit that only
+moves lines has the behaviour of the one before it. It is read from disk where the reconciler does not run.
+
+Where the state directory has no mesh and policy lies here, or with --dir, it lists the commits of the repository that
+changed what the mesh does, with how many changes of which risk; heddle diff shows them.`,
+		Example: `  heddle history
+  heddle history --dir policy --limit 5
+  heddle history -o json | jq -r '.items[] | "\(.epoch) \(.behaviour)"'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 0 {
+				return usagef("--limit %d: want a number of commits, 0 for all", limit)
+			}
+			given := c.stateGiven(cmd)
+			_, err := published.Open(c.state)
+			if t.dir != "" || t.env != "" || errors.Is(err, published.ErrNone) && hasPolicy(".") && !given {
+				return c.committed(cmd.Context(), &t, limit)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), askWithin)
+			defer cancel()
+			items, damaged, err := c.history(ctx)
+			if err != nil {
+				return err
+			}
+			err = list(c, items, func(e reconciler.HistoryEntry) string { return e.Commit }, func(items []reconciler.HistoryEntry) *terminal.Table {
+				t := &terminal.Table{Columns: []terminal.Column{
+					{Title: "EPOCH", Right: true}, {Title: "COMMIT"}, {Title: "BEHAVIOUR", Drop: 2}, {Title: "AGE", Right: true},
+					{Title: "STATE"}, {Title: "AUTHOR", Drop: 3}, {Title: "SUBJECT", Drop: 1},
+				}}
+				for _, e := range items {
+					mark, state := terminal.Fine, "kept"
+					if e.Applied {
+						mark, state = terminal.Good, "serving"
+					}
+					behaviour := e.Behaviour.Short()
+					if e.Unchanged {
+						behaviour += " ="
+					}
+					t.Add(mark, fmt.Sprint(e.Epoch), short(e.Commit), behaviour, since(e.Published), state, person(e.Author), e.Subject)
+				}
+				return t
+			})
+			if err == nil && damaged != "" {
+				return noLook(fmt.Errorf("some releases could not be read: %s", damaged))
+			}
+			return err
+		},
+	}
+	t.flags(cmd, "dir", "env")
+	cmd.Flags().IntVar(&limit, "limit", limit, "the most `commits` of a repository to list; 0: all")
+	c.stateFlag(cmd)
+	c.outputFlag(cmd, "table", "json", "jsonl", "name")
+	return cmd
+}
+
+// committed lists the commits of a repository that changed what the mesh does.
+func (c *cli) committed(ctx context.Context, t *target, limit int) error {
+	items, rejected, err := committedHistory(ctx, t, limit)
+	if len(items) == 0 && err != nil {
+		return err
+	}
+	failed := list(c, items, func(e change) string { return e.Commit }, committedTable)
+	if rejected > 0 && (c.output == "" || c.output == "table") {
+		fmt.Fprintf(c.stderr, "%s had errors, and changed nothing\n", count(rejected, "commit"))
+	}
+	return cmp.Or(failed, err)
+}
+
+// change is a commit that changed what a mesh does.
+type change struct {
 	Commit  string    `json:"commit"`
 	Subject string    `json:"subject"`
 	Author  string    `json:"author"`
@@ -27,7 +106,7 @@ type committed struct {
 
 // committedHistory lists the commits of a repository that changed behaviour, newest first, at most limit of them (0:
 // all). rejected counts the commits between them that have findings, and were never applied.
-func committedHistory(ctx context.Context, t *target, limit int) (items []committed, rejected int, err error) {
+func committedHistory(ctx context.Context, t *target, limit int) (items []change, rejected int, err error) {
 	repo := t.open()
 	defer repo.Close()
 	tip, err := repo.Resolve(ctx, "HEAD")
@@ -45,7 +124,7 @@ func committedHistory(ctx context.Context, t *target, limit int) (items []commit
 			return
 		}
 		commit := newer.Files.Commit
-		c := committed{Commit: commit.Hash, Subject: commit.Subject, Author: commit.Author, Time: commit.Time, Changes: map[plan.Risk]int{}, worst: p.Worst()}
+		c := change{Commit: commit.Hash, Subject: commit.Subject, Author: commit.Author, Time: commit.Time, Changes: map[plan.Risk]int{}, worst: p.Worst()}
 		for i := range p.Lines {
 			c.Changes[p.Lines[i].Risk]++
 		}
@@ -113,7 +192,7 @@ func markOf(r plan.Risk) terminal.Mark {
 	return terminal.Fine
 }
 
-func committedTable(items []committed) *terminal.Table {
+func committedTable(items []change) *terminal.Table {
 	t := &terminal.Table{Columns: []terminal.Column{
 		{Title: "COMMIT"}, {Title: "DATE", Drop: 3}, {Title: "CHANGES"}, {Title: "AUTHOR", Drop: 2}, {Title: "SUBJECT", Drop: 1},
 	}}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -16,11 +17,14 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"heddle": main})
 }
 
+var update = flag.Bool("update", false, "rewrite what the scripts compare with")
+
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		UpdateScripts:       *update,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// commit FILE sets COMMIT to what the file holds.
 			"commit": func(ts *testscript.TestScript, neg bool, args []string) {

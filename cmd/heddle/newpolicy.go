@@ -78,7 +78,7 @@ already, or where the result would not pass heddle check.`,
 				fmt.Fprintf(&b, "\tdefaults: timeout: %q\n\n", timeout)
 			}
 			if len(from) == 0 {
-				b.WriteString("\t// Nobody may call it until a rule says who:\n\t// allow: web: from: [{service: \"" + ns + "/web\"}]\n")
+				b.WriteString("\t// Nobody may call it until a rule says who:\n\t// allow: caller: from: [{service: \"" + ns + "/caller\"}]\n")
 			}
 			for _, caller := range from {
 				callerNS, local, err := splitName(caller)

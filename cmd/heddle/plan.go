@@ -159,6 +159,9 @@ func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
 	if err != nil && !errors.Is(err, source.ErrNoDirectory) {
 		return nil, unread(repo, err)
 	}
+	if before != nil && !before.Has("mesh.cue") {
+		before = nil // what was there was no policy
+	}
 	if before != nil {
 		if before, err = before.Copy(); err != nil {
 			return nil, noLook(err)

@@ -182,51 +182,6 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-func (c *cli) historyCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "history",
-		Short: "List the releases that are kept, newest first",
-		Long: `History lists the kept releases. A revert is a new release with an old behaviour; a commit that only
-moves lines has the behaviour of the one before it. It is read from disk where the reconciler does not run.`,
-		Example: `  heddle history
-  heddle history -o json | jq -r '.items[] | "\(.epoch) \(.behaviour)"'`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askWithin)
-			defer cancel()
-			items, damaged, err := c.history(ctx)
-			if err != nil {
-				return err
-			}
-			err = list(c, items, func(e reconciler.HistoryEntry) string { return e.Commit }, func(items []reconciler.HistoryEntry) *terminal.Table {
-				t := &terminal.Table{Columns: []terminal.Column{
-					{Title: "EPOCH", Right: true}, {Title: "COMMIT"}, {Title: "BEHAVIOUR", Drop: 2}, {Title: "AGE", Right: true},
-					{Title: "STATE"}, {Title: "AUTHOR", Drop: 3}, {Title: "SUBJECT", Drop: 1},
-				}}
-				for _, e := range items {
-					mark, state := terminal.Fine, "kept"
-					if e.Applied {
-						mark, state = terminal.Good, "serving"
-					}
-					behaviour := e.Behaviour.Short()
-					if e.Unchanged {
-						behaviour += " ="
-					}
-					t.Add(mark, fmt.Sprint(e.Epoch), short(e.Commit), behaviour, since(e.Published), state, person(e.Author), e.Subject)
-				}
-				return t
-			})
-			if err == nil && damaged != "" {
-				return noLook(fmt.Errorf("some releases could not be read: %s", damaged))
-			}
-			return err
-		},
-	}
-	c.stateFlag(cmd)
-	c.outputFlag(cmd, "table", "json", "jsonl", "name")
-	return cmd
-}
-
 // history asks the reconciler, else its directory. damaged says what could not be read.
 func (c *cli) history(ctx context.Context) (items []reconciler.HistoryEntry, damaged string, err error) {
 	var reply reconciler.History

@@ -213,7 +213,10 @@ func junit(w io.Writer, results []tested, findings diag.List) error {
 		}
 		one := junitCase{Name: r.Name, Class: name, File: r.Pos.File}
 		if !r.Pass {
-			one.Failure = &junitFailure{fmt.Sprintf("expected %s, got %s", r.Expected, r.Got), fmt.Sprintf("%s: %s (%s)", r.Pos.Short(), r.Because, r.Decided.Short())}
+			one.Failure = &junitFailure{fmt.Sprintf("expected %s, got %s", r.Expected, r.Got), r.Pos.Short() + ": " + r.Because}
+			if !r.Decided.IsZero() {
+				one.Failure.Text += " (" + r.Decided.Short() + ")"
+			}
 			if r.Got == "" {
 				one.Failure.Message = r.Because
 			}

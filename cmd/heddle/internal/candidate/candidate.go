@@ -97,12 +97,21 @@ func (f *Files) Len() int {
 	return len(f.content)
 }
 
-// Name is the commit as people read it, or "the work tree".
+// Has reports whether there is a file.
+func (f *Files) Has(name string) bool {
+	if f.snapshot != nil {
+		return slices.ContainsFunc(f.snapshot.Files, func(file source.File) bool { return file.Path == name })
+	}
+	_, ok := f.content[name]
+	return ok
+}
+
+// Name is "commit" and its first digits, or "the work tree".
 func (f *Files) Name() string {
 	if f.Commit.Hash == "" {
 		return "the work tree"
 	}
-	return f.Commit.Hash[:min(7, len(f.Commit.Hash))]
+	return "commit " + f.Commit.Hash[:min(7, len(f.Commit.Hash))]
 }
 
 // WorkTree reads the files of the directory that a commit of all of it would hold: what Git ignores is left out.
