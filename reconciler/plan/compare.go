@@ -299,6 +299,9 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 	}
 	if served(&ob) && served(&oa) {
 		for _, d := range c.paramsOf(call, ob.Route, oa.Route) {
+			if (ob.Handling == decide.Answered || oa.Handling == decide.Answered) && d.subject != "filters" {
+				continue // the caller's sidecar answers, and the rest of the route never comes to pass
+			}
 			e := edge{kind: d.kind, subject: d.subject, before: d.before, after: d.after, risk: d.risk}
 			if ob.Route != nil {
 				e.idBefore = ob.Route.ID

@@ -472,6 +472,9 @@ func look(o *decide.Outcome, path string) string {
 	if o.Route != nil && o.Handling != decide.Unroutable {
 		route = o.Route
 	}
+	if o.Handling == decide.Answered { // the rest of the route never comes to pass
+		route = &mesh.Route{Filters: route.Filters}
+	}
 	edits, all, some := map[string]*big.Rat{}, new(big.Rat), false
 	for _, b := range route.Backends {
 		all.Add(all, new(big.Rat).SetInt64(int64(b.Weight)))
@@ -487,7 +490,7 @@ func look(o *decide.Outcome, path string) string {
 			edits[string(f)].Add(edits[string(f)], w.Quo(w, all))
 		}
 	}
-	if !some {
+	if !some || o.Handling != decide.Sent {
 		edits = nil
 	}
 	p, _ := json.Marshal([]any{route.Timeouts, route.Retry, route.Filters, edits})
