@@ -71,9 +71,14 @@ func TestREADME(t *testing.T) {
 		t.Errorf("explain does not say which line denies:\n%s", out)
 	}
 
-	// What it says to add.
-	for _, command := range regexp.MustCompile("`(heddle policy new [^`]*)`").FindAllStringSubmatch(readme, -1) {
+	// What it says to add and to look at.
+	ran := 0
+	for _, command := range regexp.MustCompile("`(heddle policy (?:new|show|explain) [^`]*)`").FindAllStringSubmatch(readme, -1) {
 		must(command[1])
+		ran++
+	}
+	if ran < 5 {
+		t.Errorf("the README names %d commands of heddle policy; are they still marked as such?", ran)
 	}
 	must("cue vet -c ./... && heddle check --all-envs")
 
