@@ -45,7 +45,7 @@ copy in any case; this one is for the stock cue CLI and for editors.`,
   heddle policy show shop/cart --effective
   heddle policy explain services.httpRoutes.retry
   heddle policy upgrade`,
-		init, c.policyNewCommand(), c.policyExplainCommand(), c.policyFormatCommand(), upgrade)
+		init, c.policyNewCommand(), c.policyShowCommand(), c.policyExplainCommand(), c.policyFormatCommand(), upgrade)
 }
 
 func directory(args []string) string {
