@@ -288,3 +288,34 @@ func TestGenerated(t *testing.T) {
 		}
 	}
 }
+
+// TestClosed: the schema of the workflows refuses what their forge would pass over, and what would be dangerous.
+func TestClosed(t *testing.T) {
+	cue := requireCUE(t, pinned)
+	for _, test := range []struct{ name, file, old, new, want string }{
+		{"a misspelt key", "github.cue", `permissions: contents: "read"
+	defaults`, `permission: contents: "read"
+	defaults`, "permission"},
+		{"somebody else's action", "github.cue", `{uses: "actions/checkout@v4"},`, `{uses: "somebody/checkout@v4"},`, "uses"},
+		{"a right that nobody needs", "github.cue", `"pull-requests": "write"
+		}`, `"pull-requests": "write"
+			packages: "write"
+		}`, "packages"},
+		{"a title that becomes a command", "versions.cue", `"cue vet -c ./...", for`, `"echo ${{ github.event.pull_request.title }}", for`, "run"},
+		{"a misspelt key of a job", "gitlab.cue", "before_script: [install.cue]", "before_scripts: [install.cue]", "before_scripts"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(".")); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := shell(t, dir, "cue vet -c .", nil, cue); err != nil {
+				t.Fatalf("without the fault: %v\n%s", err, out)
+			}
+			edit(t, dir, test.file, test.old, test.new)
+			if out, err := shell(t, dir, "cue vet -c .", nil, cue); err == nil || !strings.Contains(out, test.want) {
+				t.Errorf("want a word about %s: %v\n%s", test.want, err, out)
+			}
+		})
+	}
+}

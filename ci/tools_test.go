@@ -49,6 +49,7 @@ var cues = map[string]func() (string, error){pinned: cueIn(pinned), oldest: cueI
 // skipped, unless HEDDLE_REQUIRE_CUE is set, as CI does.
 func requireCUE(t *testing.T, module string) string {
 	t.Helper()
+	consult(t)
 	dir, err := cues[module]()
 	require(t, err, "the stock cue CLI could not be built, so nothing says that the template passes it")
 	return dir
@@ -92,12 +93,18 @@ func TestMain(m *testing.M) {
 	}())
 }
 
+// consult makes go test judge anew when a source file has changed: it does not see what other programs read.
+func consult(t *testing.T) {
+	t.Helper()
+	if err := meshtest.Consult(root); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // heddle returns the directory with the binary of this source tree.
 func heddle(t *testing.T) string {
 	t.Helper()
-	if err := meshtest.Consult(root); err != nil { // go test does not see what a build reads
-		t.Fatal(err)
-	}
+	consult(t)
 	if err := buildHeddle(); err != nil {
 		t.Fatal(err)
 	}
