@@ -17,10 +17,18 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
 const note = "<!-- Written by `make generate`; change the source it names, not this page. -->\n\n"
+
+// pages are the pages of the reference by name, each made for the root of a source tree.
+var pages = map[string]func(root string) (string, error){
+	"authorization.md": authorization,
+	"commands.md":      commands,
+	"findings.md":      findings,
+	"policy.md":        policy,
+}
 
 func main() {
 	log.SetFlags(0)
@@ -32,7 +40,6 @@ func main() {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		log.Fatal(err)
 	}
-	pages := map[string]func(string) (string, error){"findings.md": findings, "policy.md": policy, "commands.md": commands}
 	for name, page := range pages {
 		text, err := page(root)
 		if err != nil {
@@ -44,16 +51,6 @@ func main() {
 	}
 }
 
-func findings(string) (string, error) {
-	var b strings.Builder
-	b.WriteString("# Findings\n\n" + note)
-	b.WriteString("Each finding rejects the commit that holds it; what serves stays. `heddle help ID` prints the same, offline.\n")
-	for _, c := range diag.Catalogue {
-		fmt.Fprintf(&b, "\n## %s: %s\n\n%s\n\n**Mend it:** %s\n", c.ID, c.Title, c.Why, c.Mend)
-	}
-	return b.String(), nil
-}
-
 func policy(root string) (string, error) {
 	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, "schema", "v1alpha1", "cue_types_gen.go"), nil, parser.ParseComments)
 	if err != nil {
@@ -61,7 +58,9 @@ func policy(root string) (string, error) {
 	}
 	var b strings.Builder
 	b.WriteString("# The policy language, v1alpha1\n\n" + note)
-	b.WriteString("From `schema/v1alpha1/types.cue`; `rules.cue` beside it has the checks. A type is written `v1alpha1.#Name` in policy.\n")
+	b.WriteString("From `schema/v1alpha1/types.cue`; `rules.cue` beside it has the checks. A type is written `v1alpha1.#Name` in policy. " +
+		"`policy.schema.json` beside it is the same as a JSON Schema, for editors of JSON and YAML; how rules decide is in [authorization](authorization.md).\n")
+	builtIn(&b)
 	for _, decl := range file.Decls {
 		gen, ok := decl.(*ast.GenDecl)
 		if !ok || gen.Tok != token.TYPE {
@@ -91,6 +90,17 @@ func policy(root string) (string, error) {
 		}
 	}
 	return b.String(), nil
+}
+
+// builtIn writes the table of last-resort values.
+func builtIn(b *strings.Builder) {
+	b.WriteString("\n## What holds where nothing is said\n\n" +
+		"The nearest level that sets a field wins: route, port, service, namespace, mesh, and last this table. " +
+		"`heddle policy show --effective` prints the values in force with the line that set each.\n\n" +
+		"| field | value | of what | from |\n|---|---|---|---|\n")
+	for _, v := range mesh.BuiltIn {
+		fmt.Fprintf(b, "| `%s` | `%s` | %s | %s |\n", v.Path, v.Value, flow(v.Unit), flow(v.Source))
+	}
 }
 
 func flow(s string) string {
