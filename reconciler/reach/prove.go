@@ -1,0 +1,205 @@
+package reach
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/heddle-mesh/heddle/schema/decide"
+	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+)
+
+// Prove tells which invariants a mesh breaks, over all calls: at the doors of the services that an invariant is about,
+// where a hostile caller can come with any request, and by the routes of the calls to them, which may lead elsewhere. It
+// must hold at a time and whenever a rule ends after it. A finding has one call that shows it; the lines that permit it
+// are related. Where there are more classes than the budget (of one port, 0: [Budget]) or a regular expression decides,
+// the invariant is undecided, which is an error too.
+func Prove(m *mesh.Mesh, at mesh.Origins, invariants []mesh.Invariant, now time.Time, budget int) diag.List {
+	var out diag.List
+	if len(invariants) == 0 {
+		return nil
+	}
+	callers := NewCallers(m)
+	for i := range invariants {
+		inv := &invariants[i]
+		p := &prover{m: m, at: at, inv: inv, now: now, budget: budget, callers: callers}
+		if f, bad := p.prove(); bad {
+			out.Add(f)
+		}
+	}
+	return out.Sorted()
+}
+
+type prover struct {
+	m       *mesh.Mesh
+	at      mesh.Origins
+	inv     *mesh.Invariant
+	now     time.Time
+	budget  int
+	callers *Callers
+}
+
+// flow is the invariant as calls that must not be: from whom (inverted for only), to where.
+func (p *prover) flow() (f mesh.Flow, inverted bool) {
+	switch {
+	case p.inv.Never != nil:
+		return *p.inv.Never, false
+	case p.inv.Only != nil:
+		return *p.inv.Only, true
+	}
+	return mesh.Flow{From: []mesh.Peer{{Unauthenticated: true}}, To: *p.inv.AlwaysMTLS}, false
+}
+
+// concerns reports whether a call is one of those that the invariant forbids.
+func concerns(f *mesh.Flow, inverted bool, c *decide.Call) bool {
+	if c.HTTP {
+		if len(f.To.Methods) > 0 && !slices.Contains(f.To.Methods, c.Method) {
+			return false
+		}
+		if len(f.To.Paths) > 0 && !slices.ContainsFunc(f.To.Paths, func(m mesh.PathMatch) bool { return decide.PathMatches(&m, c.Path) }) {
+			return false
+		}
+	}
+	// A connection in which no request is seen may carry any.
+	from := f.Anyone || slices.ContainsFunc(f.From, func(q mesh.Peer) bool {
+		if q.Unauthenticated {
+			return c.Peer == ""
+		}
+		return decide.PeerMatches(&q, c.Peer)
+	})
+	return from != inverted
+}
+
+// targets are the services that an invariant is about.
+func (p *prover) targets(t *mesh.Target) (out []mesh.ServiceName) {
+	for i := range p.m.Inbound {
+		n := p.m.Inbound[i].Service
+		if t.Namespace != "" && n.Namespace() != t.Namespace || len(t.Services) > 0 && !slices.Contains(t.Services, n) {
+			continue
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// Counterexample is a call that breaks an invariant, with the ids of what permits it; nil: there is none, and the
+// invariant holds. The error says in words why that could not be decided.
+func Counterexample(m *mesh.Mesh, inv *mesh.Invariant, now time.Time, budget int) (*Witness, []string, error) {
+	p := &prover{m: m, inv: inv, now: now, budget: budget, callers: NewCallers(m)}
+	return p.find()
+}
+
+func (p *prover) find() (*Witness, []string, error) {
+	flow, inverted := p.flow()
+	var undecided error
+	for _, n := range p.targets(&flow.To) {
+		in, _ := p.m.InboundOf(n)
+		for i := range in.Ports {
+			port := &in.Ports[i]
+			if len(flow.To.Ports) > 0 && !slices.Contains(flow.To.Ports, port.Name) || p.inv.AlwaysMTLS != nil && port.MTLS != mesh.Permissive {
+				continue
+			}
+			w, related, err := p.port(p.m, n, port.Name, &flow, inverted)
+			if w != nil {
+				return w, related, nil
+			}
+			if err == nil {
+				// Samples found nothing; is there nothing whatever the expressions say?
+				if a := Abstract(p.m, n); a != nil {
+					if w, _, err = p.port(a, n, port.Name, &flow, inverted); w != nil {
+						undecided = fmt.Errorf("a regular expression decides about calls of %s to %s:%s", w.From, n, port.Name)
+					}
+				}
+			}
+			if err != nil {
+				undecided = fmt.Errorf("there are too many combinations of conditions on %s:%s to try them all", n, port.Name)
+			}
+		}
+	}
+	return nil, nil, undecided
+}
+
+func (p *prover) prove() (diag.Finding, bool) {
+	w, related, err := p.find()
+	switch {
+	case w != nil:
+		return p.violated(w, related), true
+	case err != nil:
+		return diag.Finding{ID: diag.InvariantUndecided, Path: "invariants." + p.inv.Name, Pos: p.at[p.inv.ID],
+			Message: fmt.Sprintf("it cannot be decided whether %q holds: %v", p.inv.Name, err),
+			Hint:    "deny the calls by a rule without conditions, or let exact paths and prefixes take the place of expressions"}, true
+	}
+	return diag.Finding{}, false
+}
+
+// port looks for a call to one port that the invariant forbids and the mesh allows.
+func (p *prover) port(m *mesh.Mesh, n mesh.ServiceName, name string, f *mesh.Flow, inverted bool) (w *Witness, related []string, err error) {
+	in, ok := m.InboundOf(n)
+	if !ok {
+		return nil, nil, nil
+	}
+	port, ok := in.Port(name)
+	if !ok {
+		return nil, nil, nil
+	}
+	routed := p.inv.AlwaysMTLS == nil // a caller without identity has no sidecar that routes
+	space, err := New(&Question{Service: n, Port: name, Meshes: []*mesh.Mesh{m}, Callers: p.callers, Routed: routed, Now: p.now, Budget: p.budget, Flow: f})
+	if err != nil {
+		return nil, nil, err
+	}
+	err = space.Each(func(c *Cell) bool {
+		if !concerns(f, inverted, &c.Call) {
+			return true
+		}
+		seen := decide.Seen(port.Protocol, c.Call.Request)
+		if v, _ := decide.Admit(in, port, &seen); v.Allowed {
+			if w == nil || c.Call.HTTP {
+				w, related = c.Witness(), []string{v.Rule}
+			}
+			return !c.Call.HTTP && space.http // a request shows more than a connection
+		}
+		if !routed || c.Call.Peer == "" || w != nil {
+			return true
+		}
+		o := decide.Judge(m, &c.Call)
+		for i := range o.Shares {
+			if s := &o.Shares[i]; s.Allowed && !s.Mirror && s.Status == 0 {
+				w, related = c.Witness(), []string{s.Rule}
+				if o.Route != nil {
+					related = []string{o.Route.ID, s.Rule}
+				}
+				return false
+			}
+		}
+		return true
+	})
+	if w != nil {
+		err = nil
+	}
+	return w, related, err
+}
+
+func (p *prover) violated(w *Witness, related []string) diag.Finding {
+	what := map[bool]string{true: fmt.Sprintf("%s %s", w.Method, w.Path), false: "a connection"}[w.HTTP]
+	from := w.From
+	if from == "-" {
+		from = "a caller without identity"
+	}
+	msg := fmt.Sprintf("%q does not hold: %s from %s to %s:%s is allowed", p.inv.Name, what, from, w.To, w.Port)
+	if w.At.After(p.now) {
+		msg += " from " + w.At.UTC().Format(time.RFC3339) + " on"
+	}
+	var by []string
+	f := diag.Finding{ID: diag.InvariantViolated, Path: "invariants." + p.inv.Name, Pos: p.at[p.inv.ID],
+		Hint: "see it with " + w.Command() + "; change the rule that allows it, or the invariant in a commit of its own"}
+	for _, id := range related {
+		if pos := p.at[id]; !pos.IsZero() {
+			f.Related = append(f.Related, pos)
+		}
+		by = append(by, id)
+	}
+	f.Message = msg + " by " + strings.Join(by, " and ")
+	return f
+}
