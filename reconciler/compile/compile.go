@@ -363,15 +363,23 @@ func named(name, others string, upper bool) bool {
 // checkLabel checks a name that becomes part of a host name.
 func (c *compiler) checkLabel(at path, what, name string) {
 	if !named(name, "-", false) {
-		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for a %s", name, what),
+		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for %s", name, article(what)),
 			"use lower-case letters, digits and '-', at most 63, no '-' at the ends (RFC 1123)")
 	}
+}
+
+// article puts the indefinite one before a noun.
+func article(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an " + noun
+	}
+	return "a " + noun
 }
 
 // checkRuleName checks a name that becomes part of a rule's or route's id, and so of headers, logs and metric labels.
 func (c *compiler) checkRuleName(at path, what, name string) {
 	if !named(name, "-_", true) {
-		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for a %s", name, what),
+		c.find(diag.WrongValue, at, fmt.Sprintf("%q is no name for %s", name, article(what)),
 			"use letters, digits, '-' and '_', at most 63, with a letter or digit at the ends")
 	}
 }

@@ -36,7 +36,7 @@ func (c *compiler) checkAnswered(r *route) {
 		{"idleTimeout", r.src.idle != ""}, {"retry", r.src.retry != nil}, {"breaker", r.src.breaker != nil},
 	} {
 		if f.set {
-			c.find(diag.BadFilter, r.at.at(f.field), fmt.Sprintf("the route answers by itself (%s), so %s is never used", what, f.field),
+			c.find(diag.BadFilter, r.at.at(f.field), fmt.Sprintf("the route answers by itself (%s), so field %s is never used", what, f.field),
 				"delete it, or the filter", answer)
 		}
 	}

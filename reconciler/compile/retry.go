@@ -75,14 +75,22 @@ func (c *compiler) overRetry(to *retry, src *v1alpha1.Retry, at path, l level) {
 		at := at.at("on").index(i)
 		if _, ok := parseCondition(on); !ok {
 			c.find(diag.WrongValue, at, fmt.Sprintf("%q is no failure that is tried again", on),
-				nameHint(on, append([]string{"5xx", "gateway-error", "connect-failure", "refused-stream"}, grpcStatuses[1:]...),
-					"")+`; or a status from 400 to 599, or a range as in "500-504"`)
+				failureHint(on))
 		}
 		c.once(seen, on, at, "condition")
 	}
 	if len(src.On) > 0 {
 		to.on.at(at.at("on"), l, src.On)
 	}
+}
+
+// failureHint guesses which condition was meant, or says what there is.
+func failureHint(on string) string {
+	if n := diag.Nearest(on, append([]string{"5xx", "gateway-error", "connect-failure", "refused-stream"}, grpcStatuses[1:]...)); n != "" {
+		return fmt.Sprintf("did you mean %q?", n)
+	}
+	return `write "5xx", "gateway-error", "connect-failure", "refused-stream", a status from 400 to 599, a range as in "500-504", ` +
+		`or the name of a gRPC status`
 }
 
 // compile makes what callers do of the settings in force; nil where nothing is tried again. Of a list that several kinds
