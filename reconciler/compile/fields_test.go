@@ -540,7 +540,7 @@ var meshFields = map[string]mesh.Capability{
 	"Inbound.routes": mesh.CapRateLimit, "Inbound.clusterNetworks": mesh.CapCluster, "Inbound.selector": mesh.CapSelector,
 	"Inbound.maxConnections": mesh.CapLimits, "Inbound.maxRequests": mesh.CapLimits, "Inbound.needs": "",
 	"InboundPort.name": "", "InboundPort.port": "", "InboundPort.protocol": "", "InboundPort.mtls": "", "InboundPort.default": "",
-	"InboundPort.defaultID": "", "InboundPort.canonicalPaths": mesh.CapAuthorize, "InboundPort.matches": mesh.CapAuthorizeL7,
+	"InboundPort.defaultID": "", "InboundPort.canonicalPaths": mesh.CapAuthorize, "InboundPort.matches": "", // for rules by route, or route rate limits
 	"InboundPort.rateLimit": mesh.CapRateLimit,
 	"RateLimit.total":       mesh.CapRateLimit, "RateLimit.perIdentity": mesh.CapRateLimit, "RateLimit.overrides": mesh.CapRateLimit,
 	"RateOverride.from": mesh.CapRateLimit, "RateOverride.requestsPerSecond": mesh.CapRateLimit,

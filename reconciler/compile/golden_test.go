@@ -36,8 +36,8 @@ func TestGolden(t *testing.T) {
 			var policy, want []txtar.File
 			files := map[string]string{}
 			for _, f := range ar.Files {
-				// "now" and "version" are what is asked for.
-				if strings.HasSuffix(f.Name, ".cue") || f.Name == "now" || f.Name == "version" {
+				// "now" and "version" are what is asked for; "enforced" is what a sidecar does, whatever ours does by now.
+				if strings.HasSuffix(f.Name, ".cue") || f.Name == "now" || f.Name == "version" || f.Name == "enforced" {
 					policy = append(policy, f)
 					files[f.Name] = string(f.Data)
 				} else {
@@ -97,9 +97,18 @@ func golden(t *testing.T, files map[string]string) (out []txtar.File) {
 			t.Fatal(err)
 		}
 	}
+	enforced, old := files["enforced"]
 	delete(files, "version")
 	delete(files, "now")
+	delete(files, "enforced")
 	m, origins, findings := Compile(parse(t, files), opts)
+	if old {
+		var caps []mesh.Capability
+		for _, c := range strings.Fields(enforced) {
+			caps = append(caps, mesh.Capability(c))
+		}
+		m, origins, findings = newCompiler(parse(t, files), opts, gateOf("0.1.0", caps)).run()
+	}
 	if len(findings) > 0 {
 		out = append(out, txtar.File{Name: "findings", Data: []byte(findings.Error() + "\n")})
 	}

@@ -107,6 +107,11 @@ func (c *compiler) compileRates(s *service) {
 			s.in.Routes = append(s.in.Routes, mesh.Route{ID: r.id, Port: r.compiled.Port, GRPC: r.compiled.GRPC, Matches: r.matches})
 		}
 		s.in.Routes[j].RateLimit = limit
+		if r.port != nil { // the sidecar must tell which of the port's routes takes a request
+			to, _ := s.in.Port(r.port.name)
+			from, _ := s.out.Port(r.port.name)
+			to.Matches = from.Matches
+		}
 	}
 	slices.SortFunc(s.in.Routes, func(a, b mesh.Route) int { return strings.Compare(a.ID, b.ID) })
 }

@@ -189,8 +189,9 @@ type InboundPort struct {
 	DefaultID string `json:"defaultID"`
 	// CanonicalPaths makes a request whose raw path is not canonical a 400: set where a rule judges by path.
 	CanonicalPaths bool `json:"canonicalPaths,omitempty"`
-	// Matches are those of the port in Outbound, in the same order, set where a rule names a route of the port: a rule
-	// about a route is about the requests that this route takes, and not about those that a more specific one takes.
+	// Matches are those of the port in Outbound, in the same order, set where a rule names a route of the port, or a route
+	// of it has a rate limit: both are about the requests that the route takes, and not about those that a more specific
+	// one takes.
 	Matches []Match `json:"matches,omitempty"`
 	// RateLimit is of the port; nil: none.
 	RateLimit *RateLimit `json:"rateLimit,omitempty"`
