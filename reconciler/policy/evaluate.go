@@ -133,7 +133,8 @@ func evaluate(req *request, u unit) result {
 			findings[i].Pos = diag.Pos{File: u.Files[0].Name, Line: 1, Column: 1}
 		}
 	}
-	r.Findings = findings.Sorted()
+	r.Findings = bounded(findings.Sorted(), u)
+	r.Echoes = bounded(r.Echoes, u)
 	if v.Exists() {
 		r.Mesh = meshHash(v)
 	}
@@ -147,6 +148,22 @@ func evaluate(req *request, u unit) result {
 	}
 	r.setPlaces(at.first)
 	return r
+}
+
+// maxFindings bounds what is told of one directory: a page of text can make a hundred thousand of them.
+const maxFindings = 200
+
+// bounded cuts findings off, and says so.
+func bounded(findings diag.List, u unit) diag.List {
+	more := len(findings) - maxFindings
+	if more <= 0 {
+		return findings
+	}
+	next := findings[maxFindings]
+	findings = findings[:maxFindings:maxFindings]
+	findings.Add(diag.Finding{ID: next.ID, Pos: next.Pos,
+		Message: fmt.Sprintf("from here on there are %d findings more in %s", more, name(u)), Hint: "mend the ones above first"})
+	return findings
 }
 
 // lookup follows field names. On the way, a value with a default is what its default is, as it is in all that is read of

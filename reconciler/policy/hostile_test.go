@@ -26,6 +26,15 @@ func laughs(levels int, first, each string) string {
 	return b.String()
 }
 
+// many are lines with a number each.
+func many(n int, line string) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, line, i)
+	}
+	return b.String()
+}
+
 const port80 = "services: evil: web: ports: http: port: 80\n"
 
 // hostile are files of services/evil that ask for more than there is.
@@ -52,6 +61,10 @@ var hostile = map[string]string{
 	"nested structs": header + port80 + "_x: " + strings.Repeat("{a: ", 100_000) + "1" + strings.Repeat("}", 100_000) + "\n",
 	"long path":      header + port80 + strings.Repeat("_a: ", 200_000) + "1\n",
 	"binary chain":   header + port80 + "_x: 1" + strings.Repeat("+1", 400_000) + "\n",
+	"long string":    header + "import \"strings\"\n" + port80 + "_x: strings.Repeat(\"0123456789\", 30000000)\n",
+	"many findings":  header + strings.Repeat("a: 1\n", 30_000) + strings.Repeat("services: evil: web: ports: http: prt: 1\n", 100),
+	"many names":     header + port80 + many(30_000, "services: evil: web: ports: http: p%d: 1\n"),
+	"many numbers":   header + port80 + many(20_000, "_x%d: 1e9\n"),
 	"endless loop":   header + "_f: {n: int, out: (_f & {n: N + 1}).out, let N = n}\n" + port80 + "_x: (_f & {n: 0}).out\n",
 }
 
@@ -87,6 +100,9 @@ func TestHostile(t *testing.T) {
 				default:
 					t.Error("unexpected:", f)
 				}
+			}
+			if evil > maxFindings+1 {
+				t.Errorf("%d findings about one directory", evil)
 			}
 			if evil == 0 || others == 0 {
 				t.Errorf("%d findings about the hostile directory, %d about another: %v", evil, others, findings)
