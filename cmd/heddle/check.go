@@ -186,7 +186,7 @@ func (c *cli) check(ctx context.Context, t *target, strict bool) error {
 		return err
 	}
 	for _, one := range all {
-		one.Prove(ctx)
+		one.Prove()
 	}
 	findings := merge(all)
 	if err := c.printFindings(findings, repo); err != nil {

@@ -161,7 +161,9 @@ func TestJSON(t *testing.T) {
 		t.Fatalf("policy init: %+v", r)
 	}
 	for _, args := range [][]string{
-		{"version"}, {"key", "reconciler"}, {"check", "repo"}, {"policy", "upgrade", "repo"}, {"help", "HDL0206"},
+		{"version"}, {"key", "reconciler"}, {"check", "repo"}, {"policy", "upgrade", "repo"}, {"help", "HDL0206"}, {"test", "repo"},
+		{"policy", "new", "namespace", "extra", "--dir", "repo"}, {"policy", "show", "--dir", "repo"}, {"policy", "fmt", "repo"},
+		{"policy", "explain", "services"}, {"explain", "-", "shop/web", "GET", "/", "--dir", "repo"},
 	} {
 		if r := heddle(t, dir, nil, append(args, "-o", "json")...); !versioned(r) || r.code != exitOK {
 			t.Errorf("%v: %+v", args, r)
@@ -171,7 +173,7 @@ func TestJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The code is the same for every format, and every format has the finding.
-	for _, format := range []string{"text", "json", "sarif", "github"} {
+	for _, format := range []string{"text", "json", "sarif", "github", "gitlab"} {
 		r := heddle(t, dir, nil, "check", "repo", "-o", format)
 		if r.code != exitProblems || !strings.Contains(r.stdout, "broken.cue") || !strings.Contains(r.stdout, "HDL0201") {
 			t.Errorf("check -o %s: %+v", format, r)

@@ -19,7 +19,6 @@ import (
 	"github.com/heddle-mesh/heddle/reconciler/plan"
 	"github.com/heddle-mesh/heddle/reconciler/source"
 	"github.com/heddle-mesh/heddle/schema/diag"
-	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
 // comparison is what plan and diff compare, and how they show it.
@@ -199,32 +198,16 @@ func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
 		}
 		if new.Mesh != nil {
 			if p.judges {
-				new.Prove(ctx)
+				new.Prove()
 			} else {
 				new.Findings = nil
 			}
 			to := &plan.Side{Mesh: new.Mesh, Origins: new.Origins, Commit: head.Hash, Subject: head.Subject, Dirty: dirty}
-			one.plan = plan.Compare(side, to, plan.Options{Name: p.planName(new.Env), Now: planTime(side.Mesh, new.Mesh)})
+			one.plan = plan.Compare(side, to, plan.Options{Name: p.planName(new.Env), Now: candidate.Moment(time.Now(), side.Mesh, new.Mesh)})
 		}
 		pairs = append(pairs, one)
 	}
 	return pairs, nil
-}
-
-// planTime is when a plan is made. Where no rule ends it does not matter, and a plan without a time says the same
-// whenever it is made.
-func planTime(sides ...*mesh.Mesh) time.Time {
-	for _, m := range sides {
-		if m == nil {
-			continue
-		}
-		for i := range m.Inbound {
-			if slices.ContainsFunc(m.Inbound[i].Rules, func(r mesh.Rule) bool { return !r.Until.IsZero() }) {
-				return time.Now()
-			}
-		}
-	}
-	return time.Time{}
 }
 
 func (c *cli) plan(ctx context.Context, p *comparison) error {

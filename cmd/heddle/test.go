@@ -73,7 +73,7 @@ func (c *cli) test(ctx context.Context, t *target, match *regexp.Regexp, verbose
 			findings = append(findings, one.Findings.Errors()...)
 			continue
 		}
-		one.Prove(ctx)
+		one.Prove()
 		for _, r := range one.Results {
 			if match.MatchString(r.Name) {
 				results = append(results, tested{one.Env, r})

@@ -402,13 +402,13 @@ func (f *Files) Evaluate(ctx context.Context, env string) (*Candidate, error) {
 
 // Prove adds what the repository says of itself: its expectations are run and its invariants proved. A candidate with
 // errors has no mesh to prove anything of, and is left as it is.
-func (c *Candidate) Prove(ctx context.Context) {
+func (c *Candidate) Prove() {
 	if c.Mesh == nil {
 		return
 	}
 	results, found := expect.Run(c.Document, c.Mesh, c.Origins, c.Files.repo.opts.Now)
 	c.Results = results
-	found = append(found, prove(ctx, c)...)
+	found = append(found, c.prove()...)
 	c.Findings = append(c.Findings, found...).Sorted()
 }
 
