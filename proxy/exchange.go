@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -71,7 +72,7 @@ func borrowExchange() *exchange { return exchanges.Get().(*exchange) }
 func (x *exchange) release() {
 	l4.Return(x.ub)
 	x.ub, x.up, x.pump = nil, nil, nil
-	x.ask.Method, x.ask.Path, x.ask.Peer = "", "", ""
+	x.ask.Method, x.ask.Path, x.ask.Peer, x.ask.Addr = "", "", "", netip.Addr{}
 	if cap(x.out) > 2*l4.BufferSize {
 		x.out = nil
 	}
@@ -88,7 +89,7 @@ func (x *exchange) begin(peer string, now time.Time) {
 	x.start, x.deadline = now, time.Time{}
 	x.status, x.whole, x.started = 0, false, false
 	x.up, x.pump, x.ur, x.uw = nil, nil, 0, 0
-	x.ask.Peer, x.ask.Method, x.ask.Path = peer, view(x.req.Method), view(x.req.Path)
+	x.ask.Peer, x.ask.Method, x.ask.Path, x.ask.Now = peer, view(x.req.Method), view(x.req.Path), now
 	x.body.Start(x.req.Framing())
 }
 

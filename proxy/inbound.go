@@ -64,24 +64,28 @@ func (in *Inbound) ServeExposed(ctx context.Context, ln net.Listener, port strin
 	return in.serve(ctx, ln, in.outside, func(ctx context.Context, c *client) { in.exposed(ctx, c, port) })
 }
 
-// Run watches until ctx ends: tunnels that a new policy no longer allows are closed, connections whose peer's identity
-// no longer holds too, and denials that were held back are logged.
+// Run watches until ctx ends: tunnels that a new policy no longer allows, or the end of a rule, are closed, connections
+// whose peer's identity no longer holds too, and denials that were held back are logged.
 func (in *Inbound) Run(ctx context.Context) error {
 	log := zerolog.Ctx(ctx)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	pl, _ := in.Current.Changed()
 	material, _ := in.Identity.Changed()
+	judged := time.Now()
+	rejudge := func() {
+		in.each(func(c *client) {
+			if !c.allowed() {
+				log.Info().Str("component", "inbound").Str("peer", c.peer).Str("commit", pl.Commit).Msg("tunnel closed by policy")
+				c.Abort()
+			}
+		})
+	}
 	for {
 		now, changed := in.Current.Changed()
 		if now != pl {
 			pl = now
-			in.each(func(c *client) {
-				if !c.allowed() {
-					log.Info().Str("component", "inbound").Str("peer", c.peer).Str("commit", pl.Commit).Msg("tunnel closed by policy")
-					c.Abort()
-				}
-			})
+			rejudge()
 		}
 		m, renewed := in.Identity.Changed()
 		if m.Bundle != nil && (material.Bundle == nil || !identity.SameRoots(material.Bundle, m.Bundle)) {
@@ -95,6 +99,10 @@ func (in *Inbound) Run(ctx context.Context) error {
 		case <-renewed:
 		case t := <-tick.C:
 			in.denials.flush(log, t)
+			if pl.Ended(judged, t) {
+				rejudge()
+			}
+			judged = t
 			in.each(func(c *client) {
 				c.age(t)
 				c.watch(t)
@@ -231,7 +239,7 @@ func carriesHTTP(p *pipeline.InboundPort) bool {
 
 func carriesBytes(p *pipeline.InboundPort) bool {
 	return p.Port.Protocol != mesh.HTTP1 && !slices.ContainsFunc(p.Inbound.Rules, func(r mesh.Rule) bool {
-		return len(r.Routes) > 0 && (len(r.Ports) == 0 || slices.Contains(r.Ports, p.Port.Name))
+		return decide.AboutRequests(&r) && decide.OnPort(&r, p.Port.Name)
 	})
 }
 
@@ -295,6 +303,7 @@ func (h *inboundHTTP) request(ctx context.Context, x *exchange, head []byte) (ke
 		return h.malformed(x, err)
 	}
 	x.begin(h.peer, time.Now())
+	x.ask.Addr = addrPort(h.RemoteAddr()).Addr()
 	if pl := h.in.Current.Load(); pl != h.pl {
 		h.pl, h.port, h.app = pl, pl.InboundByName(h.name), nil
 		if h.port != nil {
@@ -429,13 +438,14 @@ func (h *inboundHTTP) judge(x *exchange) func() bool {
 	return func() bool {
 		pl := in.Current.Load()
 		port := pl.InboundByName(name)
-		return port != nil && carriesHTTP(port) && (kept.Peer != "" || port.Port.MTLS == mesh.Permissive) &&
-			pl.Authorize(port, kept, time.Now()).Allowed
+		ask := kept // judged in more than one goroutine, each with its own time
+		return port != nil && carriesHTTP(port) && (ask.Peer != "" || port.Port.MTLS == mesh.Permissive) &&
+			pl.Authorize(port, &ask, time.Now()).Allowed
 	}
 }
 
 // newAsk is the question that an exchange asks, with copies of what it points into.
-func newAsk(x *exchange) *decide.Request {
+func newAsk(x *exchange) decide.Request {
 	fields := map[string]string{}
 	for i := range x.req.Len() {
 		name, value := x.req.At(i)
@@ -446,7 +456,7 @@ func newAsk(x *exchange) *decide.Request {
 			fields[n] = string(value)
 		}
 	}
-	return &decide.Request{Peer: x.ask.Peer, HTTP: true, Method: string(x.req.Method), Path: string(x.req.Path),
+	return decide.Request{Peer: x.ask.Peer, Addr: x.ask.Addr, HTTP: true, Method: string(x.req.Method), Path: string(x.req.Path),
 		Header: func(name string) (string, bool) { v, ok := fields[name]; return v, ok }}
 }
 
@@ -465,13 +475,14 @@ func asciiLower(b []byte) []byte {
 func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.Buffer, n int) {
 	defer func() { l4.Return(b) }()
 	log := zerolog.Ctx(ctx)
+	addr := addrPort(c.RemoteAddr()).Addr()
 	judge := func() (*pipeline.Pipeline, *pipeline.InboundPort, decide.Verdict) {
 		pl := in.Current.Load()
 		port := pl.InboundByName(name)
 		if port == nil || !carriesBytes(port) || c.peer == "" && port.Port.MTLS != mesh.Permissive {
 			return pl, port, decide.Verdict{}
 		}
-		return pl, port, pl.Authorize(port, &decide.Request{Peer: c.peer}, time.Now())
+		return pl, port, pl.Authorize(port, &decide.Request{Peer: c.peer, Addr: addr}, time.Now())
 	}
 	pl, port, v := judge()
 	if port == nil {

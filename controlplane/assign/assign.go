@@ -35,8 +35,9 @@ type View struct {
 	outbound map[mesh.ServiceName]*proxyapi.Object
 	origin   map[mesh.ServiceName]*proxyapi.Object
 	backends map[mesh.ServiceName][]mesh.ServiceName
-	// open are the services that a caller may call whom no rule of theirs names; named are, by identity, those with a
-	// rule that names it, which therefore are judged by themselves.
+	// open are the services that a caller may call whom no rule of theirs names; named are, by identity, and by the
+	// beginning or end of identities ("spiffe://mesh.example/ns/shop/", "/sa/web"), those with a rule that names it,
+	// which therefore are judged by themselves.
 	open  []mesh.ServiceName
 	named map[string][]mesh.ServiceName
 }
@@ -109,11 +110,12 @@ func (v *View) callers(in *mesh.Inbound) {
 	}
 	for i := range in.Rules {
 		for _, p := range in.Rules[i].From {
-			if p.Identity == "" {
+			key := p.Identity + p.Prefix + p.Suffix // one of them
+			if key == "" {
 				continue
 			}
-			if l := v.named[p.Identity]; len(l) == 0 || l[len(l)-1] != in.Service {
-				v.named[p.Identity] = append(l, in.Service)
+			if l := v.named[key]; len(l) == 0 || l[len(l)-1] != in.Service {
+				v.named[key] = append(l, in.Service)
 			}
 		}
 	}
@@ -121,7 +123,7 @@ func (v *View) callers(in *mesh.Inbound) {
 
 // Callees are the services that an identity may call, sorted: exactly those for which decide.MayCall is true.
 func (v *View) Callees(identity string) []mesh.ServiceName {
-	named := v.named[identity]
+	named := v.naming(identity)
 	var out []mesh.ServiceName
 	for _, n := range v.open {
 		if _, found := slices.BinarySearch(named, n); !found {
@@ -135,6 +137,20 @@ func (v *View) Callees(identity string) []mesh.ServiceName {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// naming are the services with a rule that names an identity, or a beginning or an end of it: sorted.
+func (v *View) naming(identity string) []mesh.ServiceName {
+	lists := [][]mesh.ServiceName{v.named[identity]}
+	rest := strings.TrimPrefix(identity, "spiffe://")
+	for i := len(identity) - len(rest); i < len(identity); i++ {
+		if identity[i] == '/' {
+			lists = append(lists, v.named[identity[:i+1]], v.named[identity[i:]])
+		}
+	}
+	all := slices.Concat(lists...)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // reaches reports whether an identity may call one of the services that the routes of a service name.

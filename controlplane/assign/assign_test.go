@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/heddle-mesh/heddle/controlplane/inventory"
@@ -19,6 +20,12 @@ import (
 func identity(i int) string { return fmt.Sprintf("spiffe://mesh.test/ns/n/sa/s%d", i) }
 
 // random makes a mesh with every kind of rule, port default and backend.
+// Beginnings and ends of the identities that random names, and of none.
+var (
+	prefixes = []string{identity(1)[:strings.LastIndexByte(identity(1), '/')+1], "spiffe://mesh.test/none/"}
+	suffixes = []string{identity(2)[strings.LastIndexByte(identity(2), '/'):], "/none"}
+)
+
 func random(r *rand.Rand, services int) (*mesh.Mesh, mesh.Origins) {
 	m, origins := &mesh.Mesh{Settings: mesh.Settings{TrustDomain: "mesh.test"}}, mesh.Origins{}
 	var names []mesh.ServiceName
@@ -41,7 +48,7 @@ func random(r *rand.Rand, services int) (*mesh.Mesh, mesh.Origins) {
 			}
 			for range 1 + r.IntN(2) {
 				rule.From = append(rule.From, []mesh.Peer{{Identity: identity(r.IntN(services))}, {Identity: identity(r.IntN(services))},
-					{Authenticated: true}, {Unauthenticated: true}}[r.IntN(4)])
+					{Authenticated: true}, {Unauthenticated: true}, {Prefix: prefixes[r.IntN(len(prefixes))]}, {Suffix: suffixes[r.IntN(len(suffixes))]}}[r.IntN(6)])
 			}
 			if r.IntN(2) == 0 {
 				rule.Ports = []string{"a"}

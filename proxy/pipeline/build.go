@@ -129,7 +129,7 @@ func (b *builder) inbound() error {
 				return fmt.Errorf("%s has number 0", of)
 			case port.MTLS != mesh.Strict && port.MTLS != mesh.Permissive:
 				return fmt.Errorf("%s has mTLS mode %q, which this sidecar does not know; upgrade heddle-proxy", of, port.MTLS)
-			case port.Default != mesh.Deny && port.Default != mesh.AllAuthenticated && port.Default != mesh.AllUnauthenticated:
+			case !slices.Contains(knownModes, port.Default):
 				return fmt.Errorf("%s has default %q, which this sidecar does not know; upgrade heddle-proxy", of, port.Default)
 			}
 			app := b.config.Apps[port.Name]
@@ -151,6 +151,8 @@ func (b *builder) inbound() error {
 	return nil
 }
 
+var knownModes = []mesh.InboundMode{mesh.Deny, mesh.AllAuthenticated, mesh.AllUnauthenticated, mesh.ClusterAuthenticated, mesh.ClusterUnauthenticated}
+
 func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 	switch {
 	case r.ID == "":
@@ -160,9 +162,15 @@ func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 	case len(r.From) == 0:
 		return fmt.Errorf("rule %s is from nobody", r.ID)
 	}
+	switch {
+	case r.Shadow:
+		return fmt.Errorf("rule %s only observes, which this sidecar cannot; upgrade heddle-proxy", r.ID)
+	case len(r.SNI) > 0 || r.JWT != nil:
+		return fmt.Errorf("rule %s judges by what this sidecar cannot see; upgrade heddle-proxy", r.ID)
+	}
 	for i, p := range r.From {
 		n := 0
-		for _, set := range []bool{p.Identity != "", p.Authenticated, p.Unauthenticated} {
+		for _, set := range []bool{p.Identity != "", p.Prefix != "", p.Suffix != "", p.Authenticated, p.Unauthenticated} {
 			if set {
 				n++
 			}
@@ -175,6 +183,30 @@ func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 		if _, ok := in.Port(name); !ok {
 			return fmt.Errorf("rule %s names port %q, which there is not", r.ID, name)
 		}
+	}
+	for i, n := range r.Networks {
+		if !n.CIDR.IsValid() || slices.ContainsFunc(n.Except, func(p netip.Prefix) bool { return !p.IsValid() }) {
+			return fmt.Errorf("rule %s: network %d is no range of addresses", r.ID, i)
+		}
+	}
+	for i, p := range r.Paths {
+		n := 0
+		for _, set := range []bool{p.Exact != "", p.Prefix != "", p.Template != ""} {
+			if set {
+				n++
+			}
+		}
+		if n != 1 || p.Regex != "" {
+			return fmt.Errorf("rule %s: path %d is not one of exact, prefix, template", r.ID, i)
+		}
+	}
+	for i, h := range r.Headers {
+		if h.Regex != "" || h.Name == "" || !h.Present && h.Exact == "" && len(h.OneOf) == 0 {
+			return fmt.Errorf("rule %s: header %d is not one of exact, oneOf, present", r.ID, i)
+		}
+	}
+	if !r.Until.IsZero() {
+		b.p.ends = append(b.p.ends, r.Until)
 	}
 	for _, id := range r.Routes {
 		if !slices.ContainsFunc(in.Ports, func(p mesh.InboundPort) bool {

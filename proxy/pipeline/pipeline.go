@@ -9,6 +9,7 @@ package pipeline
 
 import (
 	"cmp"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -35,6 +36,7 @@ type Pipeline struct {
 	upstreams []*Upstream
 	origins   map[string]string
 	headers   map[string]string
+	ends      []time.Time // of the own service's rules
 	clusters  map[clusterKey]clusterSpec
 }
 
@@ -133,8 +135,10 @@ func (p *Pipeline) InboundPorts() []*InboundPort { return p.ports }
 func (p *Pipeline) Upstreams() []*Upstream { return p.upstreams }
 
 // Authorize judges a request or a connection as decide.Authorize does, with one difference: while the config is too old
-// to be believed (see Stale), a proven identity allows nothing that a stranger would not be allowed. Denials hold.
+// to be believed (see Stale), a proven identity allows nothing that a stranger would not be allowed. Denials hold. The
+// request is judged at now, which is noted in it.
 func (p *Pipeline) Authorize(port *InboundPort, r *decide.Request, now time.Time) decide.Verdict {
+	r.Now = now
 	v := decide.Authorize(port.Inbound, port.Port, r)
 	if v.Allowed && r.Peer != "" && p.Stale(now) {
 		stranger := *r
@@ -144,6 +148,12 @@ func (p *Pipeline) Authorize(port *InboundPort, r *decide.Request, now time.Time
 		}
 	}
 	return v
+}
+
+// Ended reports whether a rule of the own service ended after a time and not after another one: what was allowed then
+// must be judged again.
+func (p *Pipeline) Ended(after, until time.Time) bool {
+	return slices.ContainsFunc(p.ends, func(t time.Time) bool { return t.After(after) && !t.After(until) })
 }
 
 // Origin is where a rule, a route or a default was written, "file:line"; empty where that is not known.

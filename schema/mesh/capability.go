@@ -86,7 +86,10 @@ var Capabilities = []Capability{
 
 // Enforced is what this source tree enforces: the one table that `heddle check`, the compiler and the sidecar's hello
 // agree on. `proxy` has a test for each entry that is a sidecar's.
-var Enforced = []Capability{CapAuthorize, CapAuthorizeL7, CapDetect, CapHTTP1, CapRoute, CapTimeout, CapPermissive, CapTCP}
+var Enforced = []Capability{
+	CapAuthorize, CapAuthorizeL7, CapAuthorizePattern, CapAuthorizeNetwork, CapAuthorizeRequest, CapAuthorizeUntil, CapCluster, CapNetworks, CapPermissive,
+	CapDetect, CapHTTP1, CapTCP, CapRoute, CapTimeout,
+}
 
 // EnforcedProtocols are the protocols that the sidecar of this source tree carries.
 var EnforcedProtocols = []Protocol{Detect, HTTP1, TCP, Opaque}

@@ -1,0 +1,185 @@
+package proxy
+
+import (
+	"bufio"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/spiffe"
+)
+
+// TestRules has each condition that the sidecar enforces (mesh.Enforced) on the wire: real mutual TLS, real requests, one
+// that a rule lets in and its neighbour that it does not.
+func TestRules(t *testing.T) {
+	const other = "spiffe://test.mesh/ns/other/sa/job"
+	anyone, proven := []mesh.Peer{{Unauthenticated: true}}, []mesh.Peer{{Authenticated: true}}
+	local := netip.MustParsePrefix("127.0.0.0/8")
+	w := newWorld(t, application(t, told()), Limits{}, nil)
+	plain := w.expose("http")
+	for _, c := range []struct {
+		name    string
+		rules   []mesh.Rule
+		mode    mesh.InboundMode
+		cluster string // networks
+		peer    spiffe.ID
+		request string
+		want    int
+	}{
+		// mesh.CapAuthorizePattern
+		{"a prefix", []mesh.Rule{{Action: mesh.Allow, From: []mesh.Peer{{Prefix: "spiffe://test.mesh/ns/other/"}}}}, "", "", other, "GET /", 200},
+		{"beside the prefix", []mesh.Rule{{Action: mesh.Allow, From: []mesh.Peer{{Prefix: "spiffe://test.mesh/ns/others/"}}}}, "", "", other, "GET /", 403},
+		{"a suffix", []mesh.Rule{{Action: mesh.Allow, From: []mesh.Peer{{Suffix: "/sa/job"}}}}, "", "", other, "GET /", 200},
+		{"another suffix", []mesh.Rule{{Action: mesh.Allow, From: []mesh.Peer{{Suffix: "/a/job"}}}}, "", "", other, "GET /", 403},
+		{"a prefix denies", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: []mesh.Peer{{Prefix: "spiffe://test.mesh/ns/other/"}}}}, "", "", other, "GET /", 403},
+		// mesh.CapAuthorizeNetwork
+		{"inside", []mesh.Rule{{Action: mesh.Allow, From: proven, Networks: []mesh.Network{{CIDR: local}}}}, "", "", other, "GET /", 200},
+		{"inside, in plaintext", []mesh.Rule{{Action: mesh.Allow, From: anyone, Networks: []mesh.Network{{CIDR: local}}}}, "", "", "", "GET /", 200},
+		{"outside", []mesh.Rule{{Action: mesh.Allow, From: anyone, Networks: []mesh.Network{{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}, "", "", "", "GET /", 403},
+		{"excepted", []mesh.Rule{{Action: mesh.Allow, From: anyone, Networks: []mesh.Network{{CIDR: local, Except: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}}}}, "", "", "", "GET /", 403},
+		// mesh.CapAuthorizeRequest
+		{"a method", []mesh.Rule{{Action: mesh.Allow, From: proven, Methods: []string{"GET"}}}, "", "", other, "GET /", 200},
+		{"another method", []mesh.Rule{{Action: mesh.Allow, From: proven, Methods: []string{"GET"}}}, "", "", other, "POST /", 403},
+		{"a template", []mesh.Rule{{Action: mesh.Allow, From: proven, Paths: []mesh.PathMatch{{Template: "/users/{id}/orders"}}}}, "", "", other, "GET /users/7/orders?all", 200},
+		{"not filled", []mesh.Rule{{Action: mesh.Allow, From: proven, Paths: []mesh.PathMatch{{Template: "/users/{id}/orders"}}}}, "", "", other, "GET /users/7/8/orders", 403},
+		{"an escape is no way around a deny rule", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: anyone, Paths: []mesh.PathMatch{{Prefix: "/admin"}}}}, "", "", other, "GET /%61dmin/x", 403},
+		{"nor is another form of the path", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: anyone, Paths: []mesh.PathMatch{{Prefix: "/admin"}}}}, "", "", other, "GET /x/../admin", 400},
+		{"a header", []mesh.Rule{{Action: mesh.Allow, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-tenant", OneOf: []string{"a", "b"}}}}}, "", "", other, "GET / X-Tenant:b", 200},
+		{"another value", []mesh.Rule{{Action: mesh.Allow, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-tenant", OneOf: []string{"a", "b"}}}}}, "", "", other, "GET / X-Tenant:c", 403},
+		{"repeated lines are one value", []mesh.Rule{{Action: mesh.Allow, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-tenant", Exact: "a"}}}}, "", "", other, "GET / X-Tenant:a X-Tenant:b", 403},
+		{"a header that is there", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-debug", Present: true}}}}, "", "", other, "GET / X-Debug:", 403},
+		{"and one that is not", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-debug", Present: true}}}}, "", "", other, "GET /", 200},
+		{"leaving a header out is no way around a deny rule", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-tenant", Exact: "b"}}}}, "", "", other, "GET /", 403},
+		// mesh.CapAuthorizeUntil
+		{"before the end", []mesh.Rule{{Action: mesh.Allow, From: proven, Until: time.Now().Add(time.Hour)}}, "", "", other, "GET /", 200},
+		{"after it", []mesh.Rule{{Action: mesh.Allow, From: proven, Until: time.Now().Add(-time.Second)}}, "", "", other, "GET /", 403},
+		{"what has ended guards still", []mesh.Rule{{Action: mesh.Allow, From: proven, Until: time.Now().Add(-time.Second)}}, mesh.AllUnauthenticated, "", other, "GET /", 403},
+		{"a deny rule that has ended", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: anyone, Until: time.Now().Add(-time.Second)}}, "", "", other, "GET /", 200},
+		// mesh.CapCluster
+		{"in the cluster", nil, mesh.ClusterUnauthenticated, "127.0.0.0/8", "", "GET /", 200},
+		{"out of the cluster", nil, mesh.ClusterUnauthenticated, "10.0.0.0/8", "", "GET /", 403},
+		{"in the cluster with an identity", nil, mesh.ClusterAuthenticated, "127.0.0.0/8", other, "GET /", 200},
+		{"in the cluster without one", nil, mesh.ClusterAuthenticated, "127.0.0.0/8", "", "GET /", 403},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w.inbound.Rules, w.inbound.ClusterNetworks = nil, nil
+			for i, r := range c.rules {
+				r.ID = "shop/api/" + string(r.Action) + "/" + string(rune('a'+i))
+				w.inbound.Rules = append(w.inbound.Rules, r)
+			}
+			p := &w.inbound.Ports[1]
+			p.MTLS, p.Default, p.CanonicalPaths = mesh.Permissive, mesh.Deny, true
+			if c.mode != "" {
+				p.Default = c.mode
+			}
+			if c.cluster != "" {
+				w.inbound.ClusterNetworks = []netip.Prefix{netip.MustParsePrefix(c.cluster)}
+			}
+			w.publish()
+			var conn net.Conn = nil
+			if c.peer == "" {
+				conn = dial(t, plain)
+			} else {
+				mtls, err := w.peer(w.mesh, c.peer, "http", spiffe.ALPNHTTP1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				conn = mtls
+			}
+			f := strings.Fields(c.request)
+			head := f[0] + " " + f[1] + " HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"
+			for _, h := range f[2:] {
+				head += h + "\r\n"
+			}
+			send(t, conn, head+"\r\n")
+			o, _ := exchangeOf(bufio.NewReader(conn), f[0])
+			if o.status != c.want {
+				t.Errorf("%d, want %d: %s", o.status, c.want, o.body)
+			}
+		})
+	}
+}
+
+// TestRulesOnBytes: rules by network and by pattern hold for connections, and a port with a rule about requests lets
+// no bytes in that are none.
+func TestRulesOnBytes(t *testing.T) {
+	local := []mesh.Network{{CIDR: netip.MustParsePrefix("127.0.0.0/8")}}
+	far := []mesh.Network{{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}
+	w := newWorld(t, application(t, func(c net.Conn, r *bufio.Reader) { io.Copy(c, r) }), Limits{}, nil)
+	for _, c := range []struct {
+		name, port string
+		rule       mesh.Rule
+		want       bool
+	}{
+		{"a prefix", "raw", mesh.Rule{From: []mesh.Peer{{Prefix: "spiffe://test.mesh/ns/shop/"}}}, true},
+		{"another prefix", "raw", mesh.Rule{From: []mesh.Peer{{Prefix: "spiffe://test.mesh/ns/other/"}}}, false},
+		{"inside", "raw", mesh.Rule{From: []mesh.Peer{{Authenticated: true}}, Networks: local}, true},
+		{"outside", "raw", mesh.Rule{From: []mesh.Peer{{Authenticated: true}}, Networks: far}, false},
+		{"nothing about requests", "auto", mesh.Rule{From: []mesh.Peer{{Authenticated: true}}}, true},
+		{"about methods", "auto", mesh.Rule{From: []mesh.Peer{{Authenticated: true}}, Methods: []string{"GET"}}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.rule.ID, c.rule.Action = "shop/api/allow/a", mesh.Allow
+			w.inbound.Rules = []mesh.Rule{c.rule}
+			w.publish()
+			if got := w.echoes(c.port); got != c.want {
+				t.Errorf("bytes come through: %t", got)
+			}
+		})
+	}
+}
+
+// echoes reports whether bytes of web's come to an echo behind a port of api and back.
+func (w *world) echoes(port string) bool {
+	conn, err := w.peer(w.mesh, spiffe.ServiceID(td, web), port, spiffe.ALPNTCP)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return echoed(conn)
+}
+
+func echoed(conn *tls.Conn) bool {
+	if _, err := io.WriteString(conn, "\x00ing"); err != nil {
+		return false
+	}
+	_, err := io.ReadFull(conn, make([]byte, 4))
+	return err == nil
+}
+
+// TestTunnelEndsWithItsRule: a connection that only a rule with an end allows is closed at that end, without a change of
+// policy; one that another rule allows is not.
+func TestTunnelEndsWithItsRule(t *testing.T) {
+	const lasting = spiffe.ID("spiffe://test.mesh/ns/shop/sa/lasting")
+	end := time.Now().Add(1500 * time.Millisecond)
+	w := newWorld(t, application(t, func(c net.Conn, r *bufio.Reader) { io.Copy(c, r) }), Limits{}, func(w *world) {
+		w.inbound.Rules = []mesh.Rule{
+			{ID: "shop/api/allow/ends", Action: mesh.Allow, From: []mesh.Peer{{Authenticated: true}}, Until: end},
+			{ID: "shop/api/allow/lasts", Action: mesh.Allow, From: []mesh.Peer{{Identity: string(lasting)}}},
+		}
+	})
+	open := func(id spiffe.ID) *tls.Conn {
+		conn, err := w.peer(w.mesh, id, "raw", spiffe.ALPNTCP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !echoed(conn) {
+			t.Fatal("the connection is not allowed")
+		}
+		return conn
+	}
+	ends, lasts := open(spiffe.ServiceID(td, web)), open(lasting)
+	if _, err := ends.Read(make([]byte, 1)); err == nil {
+		t.Error("bytes out of nowhere")
+	}
+	if now := time.Now(); now.Before(end) {
+		t.Errorf("the connection was closed %s before its rule ended", end.Sub(now))
+	}
+	if !echoed(lasts) {
+		t.Error("a connection that another rule allows was closed")
+	}
+}
