@@ -140,7 +140,7 @@ func (f *forge) ours() (out []comment) {
 type request struct {
 	dir   string
 	forge *forge
-	gate  string // the variable HEDDLE_GATE
+	gate  string // the setting GATE
 	fork  bool   // it comes from a fork
 }
 
@@ -168,19 +168,20 @@ func (r *request) github(t *testing.T) outcome {
 	temp := t.TempDir()
 	summary := filepath.Join(temp, "summary.md")
 	expressions := strings.NewReplacer(
-		"${{ runner.temp }}", temp,
 		"${{ github.token }}", token,
 		"${{ github.event.pull_request.number }}", "7",
-		"${{ vars.HEDDLE_GATE }}", r.gate,
 	)
 	conditions := map[string]bool{
 		"": true,
 		"github.event.pull_request.head.repo.full_name == github.repository": !r.fork,
-		"vars.HEDDLE_GATE != ''": r.gate != "",
+		"env.GATE != ''": r.gate != "",
 	}
-	base := map[string]string{"GITHUB_API_URL": r.forge.URL, "GITHUB_REPOSITORY": "acme/mesh-policy", "GITHUB_STEP_SUMMARY": summary,
+	base := map[string]string{"GITHUB_API_URL": r.forge.URL, "GITHUB_REPOSITORY": "acme/mesh-policy", "GITHUB_STEP_SUMMARY": summary, "RUNNER_TEMP": temp,
 		"GITHUB_SERVER_URL": "https://git.example.com"}
 	job := githubWorkflow(t, "heddle.yaml").Jobs["heddle"]
+	if job.If != "false" {
+		t.Errorf("the job is on by default: if is %q", job.If)
+	}
 	var o outcome
 	for _, s := range job.Steps {
 		run, known := conditions[s.If]
@@ -191,7 +192,7 @@ func (r *request) github(t *testing.T) outcome {
 			continue
 		}
 		env := map[string]string{}
-		for _, m := range []map[string]string{base, job.Env, s.Env} {
+		for _, m := range []map[string]string{base, job.Env, {"GATE": r.gate}, s.Env} {
 			for k, v := range m {
 				env[k] = expressions.Replace(v)
 				if strings.Contains(env[k], "${{") {
@@ -213,7 +214,7 @@ func (r *request) github(t *testing.T) outcome {
 
 // gitlab runs the optional job as GitLab does: on the branch itself, all lines in one shell.
 func (r *request) gitlab(t *testing.T) outcome {
-	job := gitlabPipeline(t)["heddle"]
+	job := gitlabPipeline(t)[".heddle"] // the dot keeps it off
 	var lines []string
 	for _, l := range slices.Concat(job.BeforeScript, job.Script) {
 		if !strings.HasPrefix(l, "apt-get ") && !strings.HasPrefix(l, "go install ") {
@@ -224,7 +225,7 @@ func (r *request) gitlab(t *testing.T) outcome {
 	maps.Copy(env, map[string]string{
 		"CI_API_V4_URL": r.forge.URL, "CI_PROJECT_URL": "https://git.example.com/acme/mesh-policy", "CI_PROJECT_ID": "5", "CI_MERGE_REQUEST_IID": "7",
 		"CI_MERGE_REQUEST_DIFF_BASE_SHA": r.git(t, "git merge-base main change"),
-		"HEDDLE_GATE":                    r.gate,
+		"GATE":                           r.gate,
 	})
 	if !r.fork { // the fork's project has no such variable
 		env["HEDDLE_NOTES_TOKEN"] = token
