@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/txtar"
 
@@ -27,7 +29,7 @@ func findings(root string) (string, error) {
 	b.WriteString("A finding rejects the commit that holds it, and what serves stays; a *warning* is shown and rejects nothing. " +
 		"`heddle help ID` prints the explanation, offline. The examples are inputs and outputs of tests.\n")
 	for _, c := range diag.Catalogue {
-		fmt.Fprintf(&b, "\n## %s: %s\n\n%s\n\n**Mend it:** %s\n", c.ID, c.Title, c.Why, c.Mend)
+		fmt.Fprintf(&b, "\n## %s: %s\n\n%s\n\n**Mend it:** %s\n", c.ID, c.Title, sentence(c.Why), sentence(c.Mend))
 		e, ok := found[c.ID]
 		if !ok {
 			continue
@@ -38,6 +40,15 @@ func findings(root string) (string, error) {
 		fmt.Fprintf(&b, "\n```text\n%s\n```\n", e.output)
 	}
 	return b.String(), nil
+}
+
+// sentence makes a line of the catalogue, which the terminal shows as a phrase, a sentence of a page.
+func sentence(s string) string {
+	first, size := utf8.DecodeRuneInString(s)
+	if strings.HasPrefix(s, "mtls") || strings.HasPrefix(s, "mesh.") {
+		return s + "." // a name keeps its case
+	}
+	return string(unicode.ToUpper(first)) + s[size:] + "."
 }
 
 // example is a finding with what brought it about.
