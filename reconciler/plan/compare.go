@@ -21,11 +21,11 @@ type comparison struct {
 	wasAt, isAt   mesh.Origins
 	o             Options
 	callers       *reach.Callers
-	params        map[[2]*mesh.Route][]param
+	params        map[routes][]param
 }
 
 func newComparison(p *Plan, before, after *Side, o Options) *comparison {
-	c := &comparison{p: p, before: before.Mesh, after: after.Mesh, wasAt: before.Origins, isAt: after.Origins, o: o, params: map[[2]*mesh.Route][]param{}}
+	c := &comparison{p: p, before: before.Mesh, after: after.Mesh, wasAt: before.Origins, isAt: after.Origins, o: o, params: map[routes][]param{}}
 	if c.before == nil {
 		c.before = &mesh.Mesh{}
 	}
@@ -119,9 +119,12 @@ func leadsTo(o *mesh.Outbound, services map[mesh.ServiceName]bool) bool {
 
 func (c *comparison) add(l Line) { c.p.Lines = append(c.p.Lines, l) }
 
-// where says where ids were written.
+// where says where ids were written; what the side's table does not have was not there.
 func where(at mesh.Origins, ids ...string) (out []Where) {
 	for _, id := range ids {
+		if _, ok := at[id]; !ok && at != nil {
+			continue
+		}
 		if id != "" && !slices.ContainsFunc(out, func(w Where) bool { return w.ID == id }) {
 			out = append(out, Where{ID: id, Pos: at[id]})
 		}
@@ -280,7 +283,8 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 		return
 	}
 	ob, oa := decide.Judge(c.before, call), decide.Judge(c.after, call)
-	if kind := differ(&ob, &oa, call.Path); kind != alike {
+	kind := differ(&ob, &oa, call.Path)
+	if kind != alike {
 		own := kind == verdicts && len(ob.Shares) == 1 && ob.Shares[0].Service == call.Service && ob.Shares[0].Port == call.Port &&
 			ob.Shares[0].Allowed == vb.allowed && oa.Shares[0].Allowed == va.allowed
 		if !own && !(ob.Handling == decide.Unknown || oa.Handling == decide.Unknown) {
@@ -293,12 +297,14 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 				e.risk = Widens
 			case loses:
 				e.risk = Narrows
+			case refused(&ob) && refused(&oa): // it goes elsewhere, to be refused there
+				e.risk = Neutral
 			}
 			yield(e)
 		}
 	}
 	if served(&ob) && served(&oa) {
-		for _, d := range c.paramsOf(call, ob.Route, oa.Route) {
+		for _, d := range c.paramsOf(call, ob.Route, oa.Route, kind == routing) {
 			if (ob.Handling == decide.Answered || oa.Handling == decide.Answered) && d.subject != "filters" {
 				continue // the caller's sidecar answers, and the rest of the route never comes to pass
 			}
@@ -312,6 +318,11 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 			yield(e)
 		}
 	}
+}
+
+// refused reports whether a call gets to no backend that lets it in.
+func refused(o *decide.Outcome) bool {
+	return o.Handling != decide.Answered && !slices.ContainsFunc(o.Shares, func(s decide.Share) bool { return s.Allowed || s.Status != 0 })
 }
 
 func served(o *decide.Outcome) bool {
@@ -544,7 +555,7 @@ func preferred(a, b *reach.Witness) bool {
 // a line that may change.
 func (c *comparison) regular(p *pair, port string, was, is *mesh.InboundPort, routed bool, lines []Line) (Line, bool) {
 	before, after := abstract(c.before, p.name), abstract(c.after, p.name)
-	sub := &comparison{p: &Plan{}, before: before, after: after, o: c.o, callers: c.callers, params: map[[2]*mesh.Route][]param{}}
+	sub := &comparison{p: &Plan{}, before: before, after: after, o: c.o, callers: c.callers, params: map[routes][]param{}}
 	inner := &pair{name: p.name}
 	inner.inWas, _ = before.InboundOf(p.name)
 	inner.inIs, _ = after.InboundOf(p.name)
@@ -624,16 +635,21 @@ func (c *comparison) encryption(to string, was, is *mesh.InboundPort, lines []Li
 		return
 	}
 	stranger := func(risk Risk) *reach.Witness {
+		var best *reach.Key
+		var space *reach.Space
 		for i := range lines {
 			if l := &lines[i]; l.Kind == KindAccess && l.Risk == risk {
 				for k := range l.cells {
-					if l.space.Peers[k.Peer].ID == "" {
-						return l.space.WitnessOf(k)
+					if l.space.Peers[k.Peer].ID == "" && (best == nil || k.Better(best)) {
+						best, space = &k, l.space
 					}
 				}
 			}
 		}
-		return nil
+		if best == nil {
+			return nil
+		}
+		return space.WitnessOf(*best)
 	}
 	l := Line{Kind: KindEncryption, Subject: "mTLS off", To: to, After: string(is.MTLS), WhereAfter: where(c.isAt, is.DefaultID)}
 	if was != nil {
@@ -817,7 +833,7 @@ func (c *comparison) callersOf(in *mesh.Inbound, pairs []pair, to map[mesh.Servi
 	}
 }
 
-// sorted puts the worst first, and drops what is said twice.
+// sorted puts the worst first.
 func sorted(lines []Line) []Line {
 	key := func(l *Line) string {
 		ids := ""

@@ -75,14 +75,14 @@ func (p *Plan) Markdown(o MarkdownOptions) string {
 	m.b.WriteString(foot)
 	// Folded, and dropped first where there is no room.
 	m.fold(fmt.Sprintf("Later, with no commit (%d)", len(p.Later)), len(p.Later), func(i int) string { return m.later(&p.Later[i]) })
-	m.fold(fmt.Sprintf("%d findings (%d errors)", len(o.Findings), len(o.Findings.Errors())), len(o.Findings), func(i int) string { return m.finding(&o.Findings[i]) })
+	m.fold(fmt.Sprintf("Findings (%d, errors %d)", len(o.Findings), len(o.Findings.Errors())), len(o.Findings), func(i int) string { return m.finding(&o.Findings[i]) })
 	var shown []*Line
 	for i := range p.Lines {
 		if p.Lines[i].Witness != nil {
 			shown = append(shown, &p.Lines[i])
 		}
 	}
-	m.fold(fmt.Sprintf("See for yourself: %d requests that are judged or routed otherwise", len(shown)), len(shown), func(i int) string { return m.witness(shown[i]) })
+	m.fold(fmt.Sprintf("See for yourself (%d)", len(shown)), len(shown), func(i int) string { return m.witness(shown[i]) })
 	return m.b.String()
 }
 
@@ -122,9 +122,6 @@ func (m *markdown) row(l *Line) string {
 	}
 	if len(l.Requests) > 0 {
 		b.WriteString(" " + codes(l.Requests, 4))
-	}
-	if !l.At.IsZero() {
-		b.WriteString(" from " + l.At.UTC().Format(time.RFC3339) + " on")
 	}
 	b.WriteString(" | " + cell(l.Before) + " | " + cell(l.After) + " | " + m.where(l) + " |\n")
 	return b.String()
@@ -171,7 +168,7 @@ func (m *markdown) where(l *Line) string {
 }
 
 func (m *markdown) foot(p *Plan) string {
-	s := fmt.Sprintf("\n**Reach** %d services get new rules, callers in %d services get new routes, %d declared workloads", len(p.Reach.Services), len(p.Reach.Callers), p.Reach.Workloads)
+	s := "\n**Reach** " + p.Reach.String()
 	if m.o.Tests != "" {
 		s += " · **Tests** " + escape(m.o.Tests)
 	}
@@ -261,7 +258,7 @@ func escape(s string) string {
 			break
 		}
 		switch {
-		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune(" ,;/()→…·", r):
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune(" ,;/()-%→…·", r):
 			b.WriteRune(r)
 		default:
 			fmt.Fprintf(&b, "&#%d;", r)

@@ -73,6 +73,18 @@ func (p *Plan) Verdict() string {
 	return text
 }
 
+// String counts what is touched, in words.
+func (r *Reach) String() string {
+	n := func(n int, one, many string) string {
+		if n == 1 {
+			return "1 " + one
+		}
+		return fmt.Sprintf("%d %s", n, many)
+	}
+	return n(len(r.Services), "service gets new rules", "services get new rules") + ", callers in " + n(len(r.Callers), "service gets new routes", "services get new routes") +
+		", " + n(r.Workloads, "declared workload", "declared workloads")
+}
+
 // String says a revision in a few letters.
 func (r Revision) String() string {
 	s := r.Commit
@@ -166,7 +178,7 @@ func (p *Plan) Text(w io.Writer, o TextOptions) error {
 				continue
 			}
 		}
-		t.line(&p.Lines[i])
+		t.line(&p.Lines[i], false)
 	}
 	if neutral > 20 && !o.Full {
 		t.wrap("\n", "", fmt.Sprintf("· %d more neutral changes; --full shows them", neutral-20))
@@ -174,11 +186,11 @@ func (p *Plan) Text(w io.Writer, o TextOptions) error {
 	if len(p.Later) > 0 {
 		t.wrap("\n", "", "Later, with no commit:")
 		for i := range p.Later {
-			t.line(&p.Later[i])
+			t.line(&p.Later[i], true)
 		}
 	}
 	if r := &p.Reach; len(r.Services)+len(r.Callers) > 0 {
-		t.wrap("\n", "", fmt.Sprintf("Reach  %d services get new rules, callers in %d services new routes; %d declared workloads", len(r.Services), len(r.Callers), r.Workloads))
+		t.wrap("\n", "", "Reach  "+r.String())
 	}
 	return t.err
 }
@@ -189,12 +201,12 @@ type text struct {
 	err error
 }
 
-func (t *text) line(l *Line) {
+func (t *text) line(l *Line, later bool) {
 	t.wrap("\n"+l.Risk.glyph(t.o.ASCII)+" ", "    ", string(l.Risk)+": "+l.title(6))
 	if len(l.Requests) > 0 {
 		t.wrap("    ", "      ", some(l.Requests, 6))
 	}
-	if !l.At.IsZero() {
+	if !l.At.IsZero() && later {
 		t.wrap("    ", "      ", "from "+l.At.UTC().Format(time.RFC3339)+" on")
 	}
 	t.side("before", l.Before, l.WhereBefore)

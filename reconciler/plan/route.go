@@ -109,6 +109,12 @@ func outcomeIDs(o *decide.Outcome) string {
 	return strings.Join(ids, " ")
 }
 
+// routes are two that are compared, and whether what they do to the path is told already.
+type routes struct {
+	was, is *mesh.Route
+	told    bool
+}
+
 // param is something about a route, other than where it leads, that differs.
 type param struct {
 	kind          Kind
@@ -118,12 +124,12 @@ type param struct {
 }
 
 // paramsOf compares what else two routes for a call say; nil is the service itself, about which nothing is said. It
-// remembers.
-func (c *comparison) paramsOf(call *decide.Call, was, is *mesh.Route) []param {
+// remembers. Where the routing is told anyway, rewrites of paths are part of that.
+func (c *comparison) paramsOf(call *decide.Call, was, is *mesh.Route, told bool) []param {
 	if was == is {
 		return nil
 	}
-	k := [2]*mesh.Route{was, is}
+	k := routes{was, is, told}
 	if out, ok := c.params[k]; ok {
 		return out
 	}
@@ -151,7 +157,12 @@ func (c *comparison) paramsOf(call *decide.Call, was, is *mesh.Route) []param {
 	put(KindRetry, Neutral, "retries", retryText(b.Retry), retryText(a.Retry), !same(b.Retry, a.Retry))
 	put(KindBreaker, Neutral, "breaker", breakerText(b.Breaker), breakerText(a.Breaker), !same(b.Breaker, a.Breaker))
 	put(KindFilter, Neutral, "gRPC", yes(b.GRPC), yes(a.GRPC), b.GRPC != a.GRPC)
-	put(KindFilter, Reroutes, "filters", filtersText(b.Filters), filtersText(a.Filters), !sameFilters(b.Filters, a.Filters))
+	x, y := b.Filters, a.Filters
+	if told {
+		paths := func(f mesh.Filter) bool { return f.Rewrite != nil && f.Rewrite.Host == "" }
+		x, y = slices.DeleteFunc(slices.Clone(x), paths), slices.DeleteFunc(slices.Clone(y), paths)
+	}
+	put(KindFilter, Reroutes, "filters", filtersText(x), filtersText(y), !sameFilters(x, y))
 	for _, n := range targets(b, a) {
 		x, y := filtersFor(b, n), filtersFor(a, n)
 		if x.none || y.none { // where requests go differs, and is said so

@@ -165,7 +165,7 @@ func (c *comparison) mesh() {
 		if first {
 			differs = false // a new mesh: there is nothing that changes
 		}
-		c.value(Line{Risk: risk, Kind: kind, Subject: subject, To: "mesh"}, before, after, differs, "mesh")
+		c.value(Line{Risk: risk, Kind: kind, Subject: subject, To: "mesh"}, before, after, differs)
 	}
 	set(Reroutes, KindIdentity, "trust domain", b.TrustDomain, a.TrustDomain, b.TrustDomain != a.TrustDomain)
 	set(Neutral, KindMesh, "longest use of old config", duration(b.MaxStale), duration(a.MaxStale), b.MaxStale != a.MaxStale)
@@ -235,7 +235,6 @@ func (c *comparison) issuers(b, a *mesh.Settings) {
 		if t.was == nil || t.is == nil {
 			continue // no rule named it on one side: access says what that means
 		}
-		id := "jwtIssuers/" + name
 		text := func(j *mesh.JWTIssuer) string {
 			keys := "keys in policy"
 			if j.URL != "" {
@@ -243,7 +242,7 @@ func (c *comparison) issuers(b, a *mesh.Settings) {
 			}
 			return fmt.Sprintf("%s for %s, %s, in %s", j.Issuer, strings.Join(j.Audiences, " "), keys, j.Header)
 		}
-		c.value(Line{Risk: Widens, MayChange: true, Kind: KindAccess, Subject: "tokens of " + name, To: "mesh"}, text(t.was), text(t.is), !same(t.was, t.is), id)
+		c.value(Line{Risk: Widens, MayChange: true, Kind: KindAccess, Subject: "tokens of " + name, To: "mesh"}, text(t.was), text(t.is), !same(t.was, t.is))
 	}
 }
 
@@ -310,7 +309,13 @@ func (c *comparison) workloads() {
 		case t.is == nil:
 			risk = Deletes
 		}
-		c.value(Line{Risk: risk, Kind: KindWorkload, Subject: "workload", To: name}, text(t.was), text(t.is), !same(t.was, t.is), name)
+		service := mesh.ServiceName("")
+		if t.is != nil {
+			service = t.is.Service
+		} else {
+			service = t.was.Service
+		}
+		c.value(Line{Risk: risk, Kind: KindWorkload, Subject: "workload", To: name}, text(t.was), text(t.is), !same(t.was, t.is), string(service))
 	}
 	type groups struct{ was, is *mesh.Group }
 	sets := map[string]groups{}
@@ -334,6 +339,6 @@ func (c *comparison) workloads() {
 		if t.is == nil {
 			risk = Deletes
 		}
-		c.value(Line{Risk: risk, Kind: KindGroup, Subject: "group", To: name}, size(t.was), size(t.is), !same(t.was, t.is), name)
+		c.value(Line{Risk: risk, Kind: KindGroup, Subject: "group", To: name}, size(t.was), size(t.is), !same(t.was, t.is))
 	}
 }

@@ -175,6 +175,9 @@ func (s *Space) RequestsOf(t *Tally, keys []Key) []string {
 				for _, part := range strings.Split(k, "\x01") {
 					methods, when, _ := strings.Cut(part, "\x00")
 					text := strings.TrimSpace(methods + " " + path)
+					if text == "/*" {
+						text = "every request"
+					}
 					if when != "" {
 						text += ", " + when
 					}

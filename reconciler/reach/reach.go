@@ -13,6 +13,7 @@
 package reach
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -369,6 +370,15 @@ type Key struct {
 	Rest               string
 }
 
+// Better reports whether a class makes a better example than another of the same space: a request rather than a
+// connection, and then the one that comes first.
+func (k *Key) Better(other *Key) bool {
+	if (k.Path < 0) != (other.Path < 0) {
+		return k.Path >= 0
+	}
+	return cmp.Or(cmp.Compare(k.Peer, other.Peer), cmp.Compare(k.Path, other.Path), cmp.Compare(k.Method, other.Method), cmp.Compare(k.Rest, other.Rest)) < 0
+}
+
 // Each yields one cell for each class until yield says no. It returns [ErrBudget], at the first class that is too many.
 func (s *Space) Each(yield func(*Cell) bool) error {
 	if s.overflow {
@@ -536,7 +546,8 @@ func (c *Cell) claim(issuer, claim string) ([]string, bool) {
 // Witness is the cell's representative as a value of its own.
 func (c *Cell) Witness() *Witness {
 	w := &Witness{From: "-", Identity: c.Call.Peer, Namespace: c.Call.Namespace, To: c.Call.Service, Port: c.Call.Port, HTTP: c.Call.HTTP,
-		Method: c.Call.Method, Path: c.Call.Path, Address: c.Call.Addr, SNI: c.Call.SNI, At: c.Call.Now}
+		Method: c.Call.Method, Path: c.Call.Path, Address: c.Call.Addr, SNI: c.Call.SNI, At: c.Call.Now,
+		present: c.vals[c.s.slots[string(dimTime)+"\x00"]] <= 0 && c.Call.Now.Equal(c.s.dims[0].vals[0].at)}
 	if c.Call.Peer != "" {
 		w.From = c.s.callers.Name(c.Call.Peer)
 	}

@@ -54,12 +54,18 @@ func generate(re *syntax.Regexp, depth int) []string {
 		return []string{"x", "y"}
 	case syntax.OpCapture:
 		return generate(re.Sub[0], depth+1)
-	case syntax.OpStar, syntax.OpQuest:
+	case syntax.OpStar:
+		out := append([]string{""}, generate(re.Sub[0], depth+1)...)
+		for _, s := range slices.Clone(out[1:]) {
+			out = append(out, s+s)
+		}
+		return capped(out)
+	case syntax.OpQuest:
 		return capped(append([]string{""}, generate(re.Sub[0], depth+1)...))
 	case syntax.OpPlus:
 		one := generate(re.Sub[0], depth+1)
 		for _, s := range slices.Clone(one) {
-			one = append(one, s+s)
+			one = append(one, s+s, s+s+s)
 		}
 		return capped(one)
 	case syntax.OpConcat:

@@ -32,6 +32,8 @@ type Witness struct {
 	Address netip.Addr                     `json:"address,omitzero"`
 	SNI     string                         `json:"sni,omitempty"`
 	At      time.Time                      `json:"at,omitzero"`
+
+	present bool // At is the time of the question, which is the one that explain takes by itself
 }
 
 // Call is the witness as the argument of decide.Judge.
@@ -90,7 +92,7 @@ func (w *Witness) Args() []string {
 	if w.SNI != "" {
 		args = append(args, "--sni", w.SNI)
 	}
-	if !w.At.IsZero() {
+	if !w.At.IsZero() && !w.present {
 		args = append(args, "--at", w.At.UTC().Format(time.RFC3339))
 	}
 	return args
