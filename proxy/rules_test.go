@@ -55,6 +55,9 @@ func TestRules(t *testing.T) {
 		{"a header that is there", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-debug", Present: true}}}}, "", "", other, "GET / X-Debug:", 403},
 		{"and one that is not", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-debug", Present: true}}}}, "", "", other, "GET /", 200},
 		{"leaving a header out is no way around a deny rule", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: proven, Headers: []mesh.HeaderMatch{{Name: "x-tenant", Exact: "b"}}}}, "", "", other, "GET /", 403},
+		// mesh.CapNonCanonical
+		{"a path that is accepted as it is", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: anyone, Paths: []mesh.PathMatch{{Prefix: "/admin"}}}}, "", "", other, "GET //x", 200},
+		{"and still judged", []mesh.Rule{{Action: mesh.Allow, From: proven}, {Action: mesh.DenyRule, From: anyone, Paths: []mesh.PathMatch{{Prefix: "/admin"}}}}, "", "", other, "GET /admin//x", 403},
 		// mesh.CapAuthorizeUntil
 		{"before the end", []mesh.Rule{{Action: mesh.Allow, From: proven, Until: time.Now().Add(time.Hour)}}, "", "", other, "GET /", 200},
 		{"after it", []mesh.Rule{{Action: mesh.Allow, From: proven, Until: time.Now().Add(-time.Second)}}, "", "", other, "GET /", 403},
@@ -73,7 +76,7 @@ func TestRules(t *testing.T) {
 				w.inbound.Rules = append(w.inbound.Rules, r)
 			}
 			p := &w.inbound.Ports[1]
-			p.MTLS, p.Default, p.CanonicalPaths = mesh.Permissive, mesh.Deny, true
+			p.MTLS, p.Default, p.CanonicalPaths = mesh.Permissive, mesh.Deny, !strings.Contains(c.request, "//")
 			if c.mode != "" {
 				p.Default = c.mode
 			}
