@@ -58,7 +58,7 @@ func Effective(doc *v1alpha1.Document, name mesh.ServiceName) ([]Setting, bool) 
 	say(e, "nonCanonicalPaths", d.paths, text)
 	for _, r := range s.routes {
 		at := strings.ReplaceAll(strings.TrimPrefix(r.id, string(s.name)+"/"), "/", ".") + "."
-		if r.name == "" { // what every request of a port without routes gets
+		if r.src.kind.field == "" { // what every request of a port without routes gets
 			at = "ports." + r.port.name + "."
 		}
 		e.route(s, at, r)

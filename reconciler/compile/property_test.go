@@ -54,7 +54,7 @@ func large(namespaces, services int) *v1alpha1.Document {
 			}
 			local := fmt.Sprintf("svc-%d", s)
 			p.Services[n][local] = svc
-			p.Workloads[n][local+"-1"] = v1alpha1.Workload{Service: local, Address: fmt.Sprintf("10.%d.%d.1", ns, s)}
+			p.Workloads[n][local+"-1"] = v1alpha1.Workload{Service: local, Address: fmt.Sprintf("10.%d.%d.%d", ns/250, ns%250, s)}
 		}
 	}
 	doc := &v1alpha1.Document{Policy: p, Positions: map[string]diag.Pos{}}
@@ -92,7 +92,7 @@ func place(positions map[string]diag.Pos, at string, v reflect.Value, line *int)
 	}
 }
 
-// shuffle permutes every list of a value.
+// shuffle permutes every list of a value that is not an order by what it means.
 func shuffle(r *rand.Rand, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -111,7 +111,9 @@ func shuffle(r *rand.Rand, v reflect.Value) {
 		for i := range v.Len() {
 			shuffle(r, v.Index(i))
 		}
-		r.Shuffle(v.Len(), reflect.Swapper(v.Interface()))
+		if v.Type().Elem() != reflect.TypeFor[v1alpha1.Filter]() && v.Type() != reflect.TypeFor[[]float64]() { // steps
+			r.Shuffle(v.Len(), reflect.Swapper(v.Interface()))
+		}
 	}
 }
 
@@ -358,6 +360,8 @@ func mutate(r *rand.Rand, v reflect.Value) {
 		v.SetString(word())
 	case reflect.Bool:
 		v.SetBool(!v.Bool())
+	case reflect.Float64:
+		v.SetFloat([]float64{-1, 0, 0.00001, 12.5, 100, 101}[r.IntN(6)])
 	case reflect.Int64:
 		v.SetInt([]int64{-1, 0, 1, 50, 80, 100, 65535, 65536, 1 << 40}[r.IntN(9)])
 	}
