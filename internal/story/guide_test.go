@@ -20,6 +20,7 @@ func TestGuideToPolicy(t *testing.T) {
 	const head = "package policy\n\nimport \"github.com/heddle-mesh/heddle/schema/v1alpha1\"\n\n"
 	files := map[string]string{"services/pay/invoices.cue": head + `services: pay: "invoices": v1alpha1.#Service & {
 	ports: http: {port: 80, protocol: "http1"}
+	allow: web: from: [{service: "shop/web"}]
 }
 `, "services/shop/rest.cue": head + `services: shop: "api-v2": v1alpha1.#Service & {
 	ports: http: {port: 80, protocol: "http1"}
