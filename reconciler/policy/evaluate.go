@@ -44,6 +44,7 @@ func evaluate(req *request, u unit) result {
 	at := newSites()
 	var findings diag.List
 	var own []file
+	ready := map[string]*ast.File{} // their syntax, to be used once: CUE changes it
 	computed := false
 	above, sharedNames, whole := ancestors(req, u)
 	for _, f := range u.Files {
@@ -68,6 +69,7 @@ func evaluate(req *request, u unit) result {
 			})
 		}
 		own = append(own, f)
+		ready[f.Name] = syntax
 	}
 	whole = whole && len(own) == len(u.Files)
 	if u.Dir == "" && req.Env != "" && !slices.ContainsFunc(own, func(f file) bool { return hasEnv(req, f) }) && len(own) > 0 {
@@ -77,7 +79,7 @@ func evaluate(req *request, u unit) result {
 	}
 
 	said := slices.Clone(findings)
-	v, stubs, errs := instance(req, append(above, own...), whole, at)
+	v, stubs, errs := instance(req, append(above, own...), ready, whole, at)
 	findings = append(findings, slices.DeleteFunc(errs, func(f diag.Finding) bool {
 		return slices.ContainsFunc(said, func(g diag.Finding) bool { return f.Path != "" && f.Path == g.Path && f.Pos == g.Pos })
 	})...)
@@ -357,7 +359,7 @@ func parse(req *request, f file) (*ast.File, diag.List) {
 // instance builds the value of a unit, if it has one. Files that do not compile are named in findings and left out, so
 // that one of them does not hide what is wrong with the others. Where files are left out, what they may have defined is
 // stood in for: stubs holds these names, and what is still open in the value may be their doing.
-func instance(req *request, files []file, whole bool, at sites) (v cue.Value, stubs map[string]bool, findings diag.List) {
+func instance(req *request, files []file, ready map[string]*ast.File, whole bool, at sites) (v cue.Value, stubs map[string]bool, findings diag.List) {
 	stubs = map[string]bool{}
 	for len(files) > 0 {
 		use := files
@@ -368,7 +370,7 @@ func instance(req *request, files []file, whole bool, at sites) (v cue.Value, st
 			}
 			use = append([]file{{stubsFile, []byte(text)}}, files...)
 		}
-		v, errs := attempt(req, use)
+		v, errs := attempt(req, use, ready)
 		bad := map[string]bool{}
 		stood := len(stubs)
 		for _, e := range errs {
@@ -404,8 +406,8 @@ func instance(req *request, files []file, whole bool, at sites) (v cue.Value, st
 // shared are the names by which one file uses another's.
 var shared = regexp.MustCompile(`^(_#?|#)[A-Za-z0-9_]+$`)
 
-// attempt builds one instance out of files.
-func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {
+// attempt builds one instance out of files, taking from ready what is parsed already.
+func attempt(req *request, files []file, ready map[string]*ast.File) (cue.Value, []cueerrors.Error) {
 	bc := build.NewContext()
 	var schema func(pos token.Pos, path string) *build.Instance
 	schema = func(_ token.Pos, path string) *build.Instance {
@@ -430,9 +432,13 @@ func attempt(req *request, files []file) (cue.Value, []cueerrors.Error) {
 	inst := bc.NewInstance("", schema)
 	inst.PkgName = packageName
 	for _, f := range append(slices.Clone(files), file{frameFile, []byte(frame)}) {
-		syntax, err := parser.ParseFile(f.Name, f.Data, parser.Version(req.Language))
-		if err != nil {
-			return cue.Value{}, cueerrors.Errors(err)
+		syntax := ready[f.Name]
+		delete(ready, f.Name)
+		if syntax == nil {
+			var err error
+			if syntax, err = parser.ParseFile(f.Name, f.Data, parser.Version(req.Language)); err != nil {
+				return cue.Value{}, cueerrors.Errors(err)
+			}
 		}
 		if f.Name == meshFile {
 			inject(syntax, req.Env)
