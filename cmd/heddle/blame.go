@@ -155,7 +155,8 @@ func (x *blamed) step(ctx context.Context, q *expect.Question, t *target, repo *
 	v := viewOf(older)
 	was, err := v.answer(q)
 	if miss := new(usageError); errors.As(err, &miss) {
-		x.Was = &blamedWas{Commit: describeCommit(commit), Decision: expect.Decision{Verdict: expect.Deny, Reason: miss.Error()}}
+		x.Was = &blamedWas{Commit: describeCommit(commit), Decision: expect.Decision{Verdict: expect.Deny,
+			Reason: strings.TrimPrefix(strings.TrimPrefix(miss.Error(), "FROM: "), "TO: ")}}
 		return true, nil
 	}
 	if err != nil {
