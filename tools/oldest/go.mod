@@ -1,7 +1,6 @@
 // The oldest stock cue CLI that a policy repository may be checked with: the first of the lowest language version
 // (v1alpha1.LowestLanguage) that reads the schema aright. For the tests that judge by it; a module of its own, since
 // ../go.mod pins the newest one.
-module of its own, since ../go.mod pins the newest one.
 module github.com/heddle-mesh/heddle/tools/oldest
 
 go 1.26.7
