@@ -120,7 +120,7 @@ func (g *gen) rule(services []mesh.ServiceName, name string, ports []mesh.Inboun
 	if g.chance(15) {
 		n := mesh.Network{CIDR: netip.MustParsePrefix(pick(g, "10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "2001:db8::/32", "10.0.0.128/25"))}
 		if g.chance(40) {
-			n.Except = []netip.Prefix{netip.MustParsePrefix(pick(g, "10.1.0.0/16", "10.1.2.3/32"))}
+			n.Except = []netip.Prefix{netip.MustParsePrefix(pick(g, "10.1.0.0/16", "10.1.2.3/32", "10.0.0.0/9"))}
 		}
 		r.Networks = []mesh.Network{n}
 	}
@@ -434,7 +434,7 @@ func (g *gen) call(m *mesh.Mesh, both ...*mesh.Mesh) *decide.Call {
 			}
 		}
 	}
-	w.Address = netip.MustParseAddr(pick(g, "10.1.2.3", "10.1.2.4", "10.0.0.200", "10.0.0.1", "11.0.0.1", "2001:db8::5", "fe80::1", "9.255.255.255", "::ffff:10.1.9.9"))
+	w.Address = netip.MustParseAddr(pick(g, "10.1.2.3", "10.1.2.4", "10.200.0.1", "10.0.0.200", "10.0.0.1", "11.0.0.1", "2001:db8::5", "fe80::1", "9.255.255.255", "::ffff:10.1.9.9"))
 	w.SNI = pick(g, "", "a.example", "zz.example", "x.b.example", "b.example", "zz.test", "A.Example.")
 	w.At = day0.AddDate(0, 0, pick(g, 0, 0, 3, 4, 5, 9))
 	c := w.Call()

@@ -126,7 +126,8 @@ func parsePattern(m *mesh.PathMatch) (pattern, bool) {
 }
 
 // walkPaths goes through the product of the patterns, element by element: at each place it takes each element that a
-// pattern still alive has there, and one that none has. It reports whether it came to the end.
+// pattern still alive has there, where one of them takes any, also one that none has. At each place it stops too: there,
+// at a slash, and at elements beyond that no pattern has. It reports whether it came to the end.
 func walkPaths(matches []mesh.PathMatch) ([]string, bool) {
 	var pats []pattern
 	for i := range matches {
@@ -158,12 +159,6 @@ func walkPaths(matches []mesh.PathMatch) ([]string, bool) {
 			if len(pats[i].elements) > depth {
 				next[pats[i].elements[depth]] = true
 			}
-		}
-		if len(next) == 0 {
-			return
-		}
-		if !next[""] {
-			next[""] = true // an element that no pattern has there
 		}
 		for _, e := range sortedKeys(next) {
 			var left []int

@@ -101,6 +101,9 @@ func (p *prover) find() (*Witness, []string, error) {
 			if len(flow.To.Ports) > 0 && !slices.Contains(flow.To.Ports, port.Name) || p.inv.AlwaysMTLS != nil && port.MTLS != mesh.Permissive {
 				continue
 			}
+			if !p.mayConcern(in, port, &flow, inverted) {
+				continue
+			}
 			w, related, err := p.port(p.m, n, port.Name, &flow, inverted)
 			if w != nil {
 				return w, related, nil
@@ -132,6 +135,85 @@ func (p *prover) prove() (diag.Finding, bool) {
 			Hint:    "deny the calls by a rule without conditions, or let exact paths and prefixes take the place of expressions"}, true
 	}
 	return diag.Finding{}, false
+}
+
+// mayConcern reports whether the callers that an invariant is about could be let in anywhere behind a port, going by who
+// they are alone. Most ports of a large mesh need no closer look.
+func (p *prover) mayConcern(in *mesh.Inbound, port *mesh.InboundPort, f *mesh.Flow, inverted bool) bool {
+	if opens(in, port, f, inverted) {
+		return true
+	}
+	out, ok := p.m.OutboundOf(in.Service)
+	if !ok || p.inv.AlwaysMTLS != nil {
+		return false
+	}
+	behind := false
+	see := func(n mesh.ServiceName) {
+		if n == in.Service && len(in.Ports) == 1 || behind {
+			return
+		}
+		if b, ok := p.m.InboundOf(n); ok {
+			for i := range b.Ports {
+				behind = behind || opens(b, &b.Ports[i], f, inverted)
+			}
+		}
+	}
+	for i := range out.Routes {
+		EachBackend(&out.Routes[i], see)
+	}
+	for i := range out.Consumers {
+		for j := range out.Consumers[i].Routes {
+			EachBackend(&out.Consumers[i].Routes[j], see)
+		}
+	}
+	return behind
+}
+
+// opens reports whether one of those callers could be let in by a port's default or by one of its allow rules.
+func opens(in *mesh.Inbound, port *mesh.InboundPort, f *mesh.Flow, inverted bool) bool {
+	if port.Default != mesh.Deny {
+		return true
+	}
+	for i := range in.Rules {
+		r := &in.Rules[i]
+		if r.Action != mesh.Allow || r.Shadow || !decide.OnPort(r, port.Name) {
+			continue
+		}
+		for j := range r.From {
+			if inverted && !within(&r.From[j], f) || !inverted && (f.Anyone || slices.ContainsFunc(f.From, func(q mesh.Peer) bool { return meet(&r.From[j], &q) })) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// meet reports whether a caller could be one of both; it says yes where it does not know.
+func meet(a, b *mesh.Peer) bool {
+	switch {
+	case a.Identity != "" && (b.Identity != "" || b.Prefix != "" || b.Suffix != ""):
+		return decide.PeerMatches(b, a.Identity)
+	case b.Identity != "" && (a.Prefix != "" || a.Suffix != ""):
+		return decide.PeerMatches(a, b.Identity)
+	case a.Prefix != "" && b.Prefix != "":
+		return strings.HasPrefix(a.Prefix, b.Prefix) || strings.HasPrefix(b.Prefix, a.Prefix)
+	}
+	return true
+}
+
+// within reports whether all of some callers are surely among those of a flow.
+func within(a *mesh.Peer, f *mesh.Flow) bool {
+	return f.Anyone || slices.ContainsFunc(f.From, func(q mesh.Peer) bool {
+		switch {
+		case a.Unauthenticated, q.Unauthenticated:
+			return false
+		case q.Authenticated:
+			return true
+		case a.Identity != "":
+			return decide.PeerMatches(&q, a.Identity)
+		}
+		return a.Prefix != "" && q.Prefix != "" && strings.HasPrefix(a.Prefix, q.Prefix)
+	})
 }
 
 // port looks for a call to one port that the invariant forbids and the mesh allows.

@@ -93,7 +93,7 @@ func (w *Witness) Args() []string {
 		args = append(args, "--sni", w.SNI)
 	}
 	if !w.At.IsZero() && !w.present {
-		args = append(args, "--at", w.At.UTC().Format(time.RFC3339))
+		args = append(args, "--at", w.At.UTC().Format(time.RFC3339Nano))
 	}
 	return args
 }
