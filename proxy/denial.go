@@ -30,6 +30,7 @@ type denial struct {
 	commit, pos, id string
 	why             string // beyond the rule; may be empty
 	tcp             bool
+	observed        bool // nothing was denied: a rule that only observes matched
 	logged          time.Time
 	count           uint64 // not logged yet
 }
@@ -100,5 +101,10 @@ func (n *denial) write(log *zerolog.Logger) {
 	if n.why != "" {
 		e = e.Str("err", n.why)
 	}
-	e.Uint64("count", n.count).Msg("denied")
+	e = e.Uint64("count", n.count)
+	if n.observed {
+		e.Msg("observed")
+		return
+	}
+	e.Msg("denied")
 }

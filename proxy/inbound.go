@@ -239,7 +239,7 @@ func carriesHTTP(p *pipeline.InboundPort) bool {
 
 func carriesBytes(p *pipeline.InboundPort) bool {
 	return p.Port.Protocol != mesh.HTTP1 && !slices.ContainsFunc(p.Inbound.Rules, func(r mesh.Rule) bool {
-		return decide.AboutRequests(&r) && decide.OnPort(&r, p.Port.Name)
+		return r.Action != mesh.AuditRule && !r.Shadow && decide.AboutRequests(&r) && decide.OnPort(&r, p.Port.Name)
 	})
 }
 
@@ -352,7 +352,28 @@ func (h *inboundHTTP) impossible(x *exchange) *failure {
 func (h *inboundHTTP) authorize(x *exchange) (rule string, allowed bool) {
 	v := h.pl.Authorize(h.port, &x.ask, x.start)
 	h.in.Metrics.Authz(inboundKey(h.client, h.port), v.Rule, v.Allowed, false)
+	if h.port.Observes {
+		h.in.observe(h.log, h.client, h.pl, h.port, &x.ask, v, false)
+	}
 	return v.Rule, v.Allowed
+}
+
+// observe records what rules that change nothing say to a request or a connection that was just judged: a count for each
+// that matches, and a line now and then, as for denials.
+func (in *Inbound) observe(log *zerolog.Logger, c *client, pl *pipeline.Pipeline, port *pipeline.InboundPort, ask *decide.Request, v decide.Verdict, tcp bool) {
+	key := inboundKey(c, port)
+	note := func(rule string) {
+		in.Metrics.Observed(key, rule, tcp)
+		in.denials.note(log, ask.Now, denial{denialKey: denialKey{rule: rule, peer: c.peer}, commit: pl.Commit, pos: pl.Origin(rule), tcp: tcp, observed: true})
+	}
+	if v.Default && v.Allowed && port.Port.Default == mesh.Audit {
+		note(v.Rule)
+	}
+	decide.Observed(port.Inbound, port.Port, ask, func(rule *mesh.Rule, matched bool) {
+		if matched {
+			note(rule.ID)
+		}
+	})
 }
 
 // count counts a request that is sent on.
@@ -475,14 +496,15 @@ func asciiLower(b []byte) []byte {
 func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.Buffer, n int) {
 	defer func() { l4.Return(b) }()
 	log := zerolog.Ctx(ctx)
-	addr := addrPort(c.RemoteAddr()).Addr()
+	ask := decide.Request{Peer: c.peer, Addr: addrPort(c.RemoteAddr()).Addr()}
 	judge := func() (*pipeline.Pipeline, *pipeline.InboundPort, decide.Verdict) {
 		pl := in.Current.Load()
 		port := pl.InboundByName(name)
 		if port == nil || !carriesBytes(port) || c.peer == "" && port.Port.MTLS != mesh.Permissive {
 			return pl, port, decide.Verdict{}
 		}
-		return pl, port, pl.Authorize(port, &decide.Request{Peer: c.peer, Addr: addr}, time.Now())
+		mine := ask // judged in more than one goroutine, each with its own time
+		return pl, port, pl.Authorize(port, &mine, time.Now())
 	}
 	pl, port, v := judge()
 	if port == nil {
@@ -495,6 +517,11 @@ func (in *Inbound) serveTCP(ctx context.Context, c *client, name string, b *l4.B
 	}
 	in.Metrics.Authz(key, v.Rule, v.Allowed, true)
 	now := time.Now()
+	if port.Observes {
+		asked := ask
+		asked.Now = now
+		in.observe(log, c, pl, port, &asked, v, true)
+	}
 	if !v.Allowed {
 		d := denial{denialKey: denialKey{rule: v.Rule, peer: c.peer}, commit: pl.Commit, pos: pl.Origin(v.Rule), tcp: true}
 		if !carriesBytes(port) {

@@ -186,3 +186,71 @@ func TestTunnelEndsWithItsRule(t *testing.T) {
 		t.Error("a connection that another rule allows was closed")
 	}
 }
+
+// TestObserved: audit rules, shadow rules and the audit mode let in what would be let in without them, and record what
+// they match: a counter and a line of the log for each.
+func TestObserved(t *testing.T) {
+	w := newWorld(t, application(t, told()), Limits{}, func(w *world) {
+		proven := []mesh.Peer{{Authenticated: true}}
+		w.inbound.Ports[0].Default, w.inbound.Ports[1].Default, w.inbound.Ports[2].Default = mesh.AllAuthenticated, mesh.AllAuthenticated, mesh.Audit
+		w.inbound.Rules = []mesh.Rule{
+			{ID: "shop/api/allow/shadow", Action: mesh.Allow, From: []mesh.Peer{{Identity: "spiffe://test.mesh/ns/none/sa/none"}}, Shadow: true},
+			{ID: "shop/api/audit/bytes", Action: mesh.AuditRule, From: proven, Ports: []string{"raw"}},
+			{ID: "shop/api/audit/posts", Action: mesh.AuditRule, From: proven, Methods: []string{"POST"}, Ports: []string{"auto", "http"}},
+			{ID: "shop/api/audit/reads", Action: mesh.AuditRule, From: proven, Methods: []string{"GET"}, Ports: []string{"auto", "http"}},
+			{ID: "shop/api/deny/over", Action: mesh.DenyRule, From: proven, Shadow: true, Until: time.Now()},
+			{ID: "shop/api/deny/shadow", Action: mesh.DenyRule, From: proven, Paths: []mesh.PathMatch{{Prefix: "/admin"}}, Shadow: true, Ports: []string{"http"}},
+		}
+	})
+	conn := dial(t, w.to("http"))
+	r := bufio.NewReader(conn)
+	for _, path := range []string{"/admin", "/x", "/admin/y"} {
+		send(t, conn, "GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n")
+		if o, _ := exchangeOf(r, "GET"); o.status != 200 {
+			t.Fatalf("%s: %d: %s", path, o.status, o.body)
+		}
+	}
+	for _, port := range []string{"raw", "auto"} { // a shadow of a rule about requests keeps no bytes out
+		c, err := w.peer(w.mesh, spiffe.ServiceID(td, web), port, spiffe.ALPNTCP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, c, "GET / HTTP/1.0\r\n\r\n") // what the application answers; in opaque bytes
+		if b, err := io.ReadAll(io.LimitReader(c, 8)); string(b) != "HTTP/1.1" {
+			t.Fatalf("%s: %q, %v", port, b, err)
+		}
+	}
+	var b strings.Builder
+	w.inEnv.Metrics.WriteText(&b)
+	for want, n := range map[string]string{
+		`inbound_http_authz_observed_total{*authz_kind="audit",authz_name="shop/api/audit/reads"} `:  "3",
+		`inbound_http_authz_observed_total{*authz_kind="deny",authz_name="shop/api/deny/shadow"} `:   "2",
+		`inbound_tcp_authz_observed_total{*authz_kind="audit",authz_name="shop/api/audit/bytes"} `:   "1",
+		`inbound_tcp_authz_observed_total{*authz_kind="default",authz_name="shop/api/default/raw"} `: "1",
+		`inbound_tcp_authz_observed_total{*authz_kind="audit",authz_name="shop/api/audit/posts"} `:   "1", // what it asks cannot be seen
+	} {
+		family, labels, _ := strings.Cut(want, "*")
+		found := false
+		for line := range strings.Lines(b.String()) {
+			found = found || strings.HasPrefix(line, family) && strings.HasSuffix(strings.TrimSpace(line), labels+n)
+		}
+		if !found {
+			t.Errorf("no %s%s in\n%s", want, n, b.String())
+		}
+	}
+	for _, never := range []string{"audit/posts\"} 2", "deny/over", "allow/shadow"} {
+		if strings.Contains(b.String(), never) {
+			t.Errorf("%s in\n%s", never, b.String())
+		}
+	}
+	logs := w.logs.String()
+	for _, rule := range []string{"shop/api/audit/reads", "shop/api/deny/shadow", "shop/api/audit/bytes", "shop/api/default/raw"} {
+		some := false
+		for line := range strings.Lines(logs) {
+			some = some || strings.Contains(line, `"policy":"`+rule+`"`) && strings.Contains(line, `"message":"observed"`)
+		}
+		if !some {
+			t.Errorf("%s was not logged:\n%s", rule, logs)
+		}
+	}
+}

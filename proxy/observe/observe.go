@@ -76,6 +76,7 @@ type authzKey struct {
 	Key
 	rule         string
 	allowed, tcp bool
+	observed     bool // by a rule that decides nothing
 }
 
 type authz struct {
@@ -113,13 +114,16 @@ func New(now func() time.Time) *Registry {
 	r.authz = newFamily(MaxSeries, func(k authzKey) *authz {
 		a := &authz{}
 		switch {
+		case k.observed:
 		case k.Direction == Outbound:
 			a.edge = r.outboundEdge(k.Key, k.tcp)
 		case !k.allowed:
 			a.edge = r.edges.get(edgeKey{caller(k.Peer), true, k.tcp})
 		}
 		return a
-	}, func(k authzKey) authzKey { return authzKey{Key: overflow(k.Key), allowed: k.allowed, tcp: k.tcp} })
+	}, func(k authzKey) authzKey {
+		return authzKey{Key: overflow(k.Key), allowed: k.allowed, tcp: k.tcp, observed: k.observed}
+	})
 	r.errors = newFamily(256, func(errorKey) *counter { return &counter{} },
 		func(k errorKey) errorKey { return errorKey{direction: k.direction, tcp: k.tcp} })
 	return r
@@ -233,7 +237,7 @@ func (t *TCP) Write(n int) { t.wroteAll.Add(uint64(n)) }
 // Authz counts a verdict about an HTTP request, or about a connection, to a port of the own service. k.Peer is the
 // caller.
 func (r *Registry) Authz(k Key, rule string, allowed, tcp bool) {
-	a := r.authz.get(authzKey{k, rule, allowed, tcp})
+	a := r.authz.get(authzKey{Key: k, rule: rule, allowed: allowed, tcp: tcp})
 	a.n.Add(1)
 	if a.edge != nil {
 		a.edge.deny(rule)
@@ -241,10 +245,15 @@ func (r *Registry) Authz(k Key, rule string, allowed, tcp bool) {
 	}
 }
 
+// Observed counts a request, or a connection, that a rule matched which only observes, or that a port's audit mode let in.
+func (r *Registry) Observed(k Key, rule string, tcp bool) {
+	r.authz.get(authzKey{Key: k, rule: rule, tcp: tcp, observed: true}).n.Add(1)
+}
+
 // Refused counts an outbound request or connection that policy refused: the control plane does not serve the
 // destination, or the server's sidecar said so. rule is the id of the rule that decided, where it is known.
 func (r *Registry) Refused(k Key, rule string, tcp bool) {
-	a := r.authz.get(authzKey{k, rule, false, tcp})
+	a := r.authz.get(authzKey{Key: k, rule: rule, tcp: tcp})
 	a.n.Add(1)
 	if a.edge != nil {
 		a.edge.deny(rule)

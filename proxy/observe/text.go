@@ -257,23 +257,28 @@ func (r *Registry) writeAuthz(w *Writer) {
 	type kind struct {
 		d            Direction
 		allowed, tcp bool
+		observed     bool
 	}
 	by := map[kind][]row[*authz]{}
 	for k, v := range r.authz.all() {
-		at := kind{k.Direction, k.allowed, k.tcp}
+		at := kind{k.Direction, k.allowed, k.tcp, k.observed}
 		by[at] = append(by[at], row[*authz]{k.Key.labels() + "," + Labels("authz_kind", authzKind(k.rule), "authz_name", k.rule), v})
 	}
 	for _, f := range []struct {
 		kind
 		name, help string
 	}{
-		{kind{Inbound, true, false}, "inbound_http_authz_allow_total", "Requests that a rule allowed; authz_name is its id."},
-		{kind{Inbound, false, false}, "inbound_http_authz_deny_total", "Requests that a rule denied; authz_name is its id."},
-		{kind{Inbound, true, true}, "inbound_tcp_authz_allow_total", "Connections that a rule allowed; authz_name is its id."},
-		{kind{Inbound, false, true}, "inbound_tcp_authz_deny_total", "Connections that a rule denied; authz_name is its id."},
-		{kind{Outbound, false, false}, "outbound_http_authz_deny_total",
+		{kind{Inbound, true, false, false}, "inbound_http_authz_allow_total", "Requests that a rule allowed; authz_name is its id."},
+		{kind{Inbound, false, false, false}, "inbound_http_authz_deny_total", "Requests that a rule denied; authz_name is its id."},
+		{kind{Inbound, true, true, false}, "inbound_tcp_authz_allow_total", "Connections that a rule allowed; authz_name is its id."},
+		{kind{Inbound, false, true, false}, "inbound_tcp_authz_deny_total", "Connections that a rule denied; authz_name is its id."},
+		{kind{Inbound, false, false, true}, "inbound_http_authz_observed_total",
+			"Requests that a rule matched which only observes; authz_kind is what it would do, authz_name its id."},
+		{kind{Inbound, false, true, true}, "inbound_tcp_authz_observed_total",
+			"Connections that a rule matched which only observes; authz_kind is what it would do, authz_name its id."},
+		{kind{Outbound, false, false, false}, "outbound_http_authz_deny_total",
 			"Requests to a service that this workload may not call at all; authz_name is the rule's id."},
-		{kind{Outbound, false, true}, "outbound_tcp_authz_deny_total",
+		{kind{Outbound, false, true, false}, "outbound_tcp_authz_deny_total",
 			"Connections to a service that this workload may not call at all; authz_name is the rule's id."},
 	} {
 		rows := by[f.kind]

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/proxy/balance"
+	"github.com/heddle-mesh/heddle/schema/decide"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/spiffe"
 )
@@ -136,7 +137,7 @@ func (b *builder) inbound() error {
 			if app == "" {
 				app = net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port.Port)))
 			}
-			ip := &InboundPort{Service: in.Service, Inbound: in, Port: port, SNI: spiffe.SNI(in.Service, port.Name), App: app}
+			ip := &InboundPort{Service: in.Service, Inbound: in, Port: port, SNI: spiffe.SNI(in.Service, port.Name), App: app, Observes: port.Default == mesh.Audit}
 			b.p.ports = append(b.p.ports, ip)
 			b.p.bySNI[ip.SNI] = ip
 			b.header(port.DefaultID)
@@ -151,21 +152,18 @@ func (b *builder) inbound() error {
 	return nil
 }
 
-var knownModes = []mesh.InboundMode{mesh.Deny, mesh.AllAuthenticated, mesh.AllUnauthenticated, mesh.ClusterAuthenticated, mesh.ClusterUnauthenticated}
+var knownModes = []mesh.InboundMode{mesh.Deny, mesh.AllAuthenticated, mesh.AllUnauthenticated, mesh.ClusterAuthenticated, mesh.ClusterUnauthenticated, mesh.Audit}
 
 func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 	switch {
 	case r.ID == "":
 		return fmt.Errorf("a rule has no id")
-	case r.Action != mesh.Allow && r.Action != mesh.DenyRule:
+	case r.Action != mesh.Allow && r.Action != mesh.DenyRule && r.Action != mesh.AuditRule:
 		return fmt.Errorf("rule %s has action %q, which this sidecar does not know; upgrade heddle-proxy", r.ID, r.Action)
 	case len(r.From) == 0:
 		return fmt.Errorf("rule %s is from nobody", r.ID)
 	}
-	switch {
-	case r.Shadow:
-		return fmt.Errorf("rule %s only observes, which this sidecar cannot; upgrade heddle-proxy", r.ID)
-	case len(r.SNI) > 0 || r.JWT != nil:
+	if len(r.SNI) > 0 || r.JWT != nil {
 		return fmt.Errorf("rule %s judges by what this sidecar cannot see; upgrade heddle-proxy", r.ID)
 	}
 	for i, p := range r.From {
@@ -203,6 +201,11 @@ func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 	for i, h := range r.Headers {
 		if h.Regex != "" || h.Name == "" || !h.Present && h.Exact == "" && len(h.OneOf) == 0 {
 			return fmt.Errorf("rule %s: header %d is not one of exact, oneOf, present", r.ID, i)
+		}
+	}
+	for _, p := range b.p.ports {
+		if (r.Shadow || r.Action == mesh.AuditRule) && decide.OnPort(r, p.Port.Name) {
+			p.Observes = true
 		}
 	}
 	if !r.Until.IsZero() {

@@ -49,6 +49,8 @@ type InboundPort struct {
 	SNI string
 	// App is where the application listens, "host:port".
 	App string
+	// Observes is set where something is recorded beside the verdicts: audit and shadow rules, and the audit mode.
+	Observes bool
 }
 
 // State says what is known of a destination.

@@ -87,7 +87,7 @@ var Capabilities = []Capability{
 // Enforced is what this source tree enforces: the one table that `heddle check`, the compiler and the sidecar's hello
 // agree on. `proxy` has a test for each entry that is a sidecar's.
 var Enforced = []Capability{
-	CapAuthorize, CapAuthorizeL7, CapAuthorizePattern, CapAuthorizeNetwork, CapAuthorizeRequest, CapAuthorizeUntil, CapCluster,
+	CapAuthorize, CapAuthorizeL7, CapAuthorizePattern, CapAuthorizeNetwork, CapAuthorizeRequest, CapAuthorizeUntil, CapAudit, CapCluster,
 	CapNetworks, CapPermissive, CapNonCanonical,
 	CapDetect, CapHTTP1, CapTCP, CapRoute, CapTimeout,
 }
