@@ -49,7 +49,7 @@ Exit code 0: it was found. 3: the repository could not be read, or its history i
 			if err != nil {
 				return err
 			}
-			return c.blame(cmd.Context(), q, &t)
+			return c.blame(cmd.Context(), q, &t, a.direct)
 		},
 		ValidArgsFunction: c.completeServices(2),
 	}
@@ -71,6 +71,8 @@ type blamed struct {
 	Was *blamedWas `json:"was,omitempty"`
 	// Rejected counts the commits between the two that had findings.
 	Rejected int `json:"rejected,omitempty"`
+
+	direct bool
 }
 
 type blamedLine struct {
@@ -84,7 +86,7 @@ type blamedWas struct {
 	Line     string             `json:"line,omitempty"`
 }
 
-func (c *cli) blame(ctx context.Context, q *expect.Question, t *target) error {
+func (c *cli) blame(ctx context.Context, q *expect.Question, t *target, direct bool) error {
 	repo := t.open()
 	defer repo.Close()
 	tip, err := repo.Resolve(ctx, "HEAD")
@@ -106,12 +108,13 @@ func (c *cli) blame(ctx context.Context, q *expect.Question, t *target) error {
 		return c.rejected(files.Name(), now)
 	}
 	v := viewOf(now)
+	v.direct = direct
 	answers, err := v.answer(q)
 	if err != nil {
 		return err
 	}
 	a := answers[0]
-	x := blamed{explanation: describe(q, v, answers), Line: v.line(a.Pos)}
+	x := blamed{explanation: describe(q, v, answers), Line: v.line(a.Pos), direct: direct}
 	for commit, err := range repo.Log(ctx, tip) {
 		if err != nil {
 			var shallow *source.ShallowError
@@ -153,6 +156,7 @@ func (x *blamed) step(ctx context.Context, q *expect.Question, t *target, repo *
 		return false, nil
 	}
 	v := viewOf(older)
+	v.direct = x.direct
 	was, err := v.answer(q)
 	if miss := new(usageError); errors.As(err, &miss) {
 		x.Was = &blamedWas{Commit: describeCommit(commit), Decision: expect.Decision{Verdict: expect.Deny,
@@ -264,6 +268,7 @@ Exit code 0 is an allowed call, 1 a denied one.`,
 			if err != nil {
 				return err
 			}
+			v.direct = a.direct
 			return c.explain(q, v, releases)
 		},
 	}

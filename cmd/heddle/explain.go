@@ -30,6 +30,7 @@ Without METHOD and PATH the connection is judged; rules about requests then matc
 type ask struct {
 	headers, claims, query []string
 	address, sni, at       string
+	direct                 bool
 }
 
 func (a *ask) flags(cmd *cobra.Command) {
@@ -39,6 +40,7 @@ func (a *ask) flags(cmd *cobra.Command) {
 	f.StringArrayVar(&a.claims, "claim", nil, "a claim of a valid token, as `issuer:name=value`; may be repeated, also for one name")
 	f.StringVar(&a.address, "address", "", "the caller's IP `address`; default: one outside every network that policy names")
 	f.StringVar(&a.sni, "sni", "", "the `name` that a connection to a port that speaks tls asks for")
+	f.BoolVar(&a.direct, "direct", false, "judge at the service's own door, as for a caller that does not go by its routes")
 	f.StringVar(&a.at, "at", "", "judge as of this `time`, for rules that end; default: now")
 }
 
@@ -134,6 +136,7 @@ type view struct {
 	release *published.Release
 	commit  source.Commit // of a revision; the zero Commit is a work tree, or a release
 	line    func(diag.Pos) string
+	direct  bool // calls do not go by routes
 }
 
 // answer judges a question for each identity of the caller. A question about nothing is an error of usage.
@@ -155,7 +158,11 @@ func (v *view) answer(q *expect.Question) ([]*expect.Answer, error) {
 	}
 	answers := make([]*expect.Answer, len(calls))
 	for i := range calls {
-		answers[i] = expect.Judge(v.mesh, v.origins, &calls[i])
+		judge := expect.Judge
+		if v.direct {
+			judge = expect.JudgeDirect
+		}
+		answers[i] = judge(v.mesh, v.origins, &calls[i])
 	}
 	return answers, nil
 }
@@ -250,6 +257,7 @@ Exit code 0 is an allowed call, 1 a denied one.`,
 			if err != nil {
 				return err
 			}
+			v.direct = a.direct
 			return c.explain(q, v, releases)
 		},
 		ValidArgsFunction: c.completeServices(2),
@@ -371,7 +379,7 @@ func (c *cli) explain(q *expect.Question, v *view, releases *published.Releases)
 	x := describe(q, v, answers)
 	if v.release != nil {
 		x.Release, x.Since = describeRelease(v.release), describeRelease(v.release)
-		if err := history(q, releases, v.release, answers[0], &x); err != nil {
+		if err := history(q, releases, v, answers[0], &x); err != nil {
 			return err
 		}
 	}
@@ -395,20 +403,20 @@ func describeRelease(a *published.Release) *explainedRelease {
 }
 
 // history finds since when the answer holds.
-func history(q *expect.Question, r *published.Releases, now *published.Release, a *expect.Answer, x *explanation) error {
+func history(q *expect.Question, r *published.Releases, v *view, a *expect.Answer, x *explanation) error {
 	epochs, err := r.Epochs()
 	if err != nil {
 		return err
 	}
 	for _, epoch := range epochs {
-		if epoch >= now.Record.Epoch {
+		if epoch >= v.release.Record.Epoch {
 			continue
 		}
 		older, err := r.Load(epoch)
 		if err != nil {
 			return nil // what is kept no longer reaches further back
 		}
-		was, err := (&view{mesh: older.Mesh, origins: older.Origins, release: older}).answer(q)
+		was, err := (&view{mesh: older.Mesh, origins: older.Origins, release: older, direct: v.direct}).answer(q)
 		if err != nil {
 			x.Before = &expect.Decision{Service: a.Service, Verdict: expect.Deny, Reason: err.Error()}
 			return nil

@@ -368,6 +368,24 @@ func Judge(m *mesh.Mesh, origins mesh.Origins, c *decide.Call) *Answer {
 	return a
 }
 
+// JudgeDirect answers a call that comes to the service's own door without going by its routes, as a hostile caller may:
+// what the sidecar of the service decides by itself.
+func JudgeDirect(m *mesh.Mesh, origins mesh.Origins, c *decide.Call) *Answer {
+	a := &Answer{Call: *c, Decision: Decision{Service: c.Service, Verdict: Deny, Reason: fmt.Sprintf("%s has no port %s", c.Service, c.Port)}}
+	in, ok := m.InboundOf(c.Service)
+	if !ok {
+		return a
+	}
+	if a.Port, ok = in.Port(c.Port); !ok {
+		return a
+	}
+	s := decide.Share{Service: c.Service, Port: c.Port, Sees: c.Request}
+	s.Verdict, s.Refused = decide.Admit(in, a.Port, &c.Request)
+	a.Decision = decision(m, origins, &s)
+	a.Weight = nil
+	return a
+}
+
 // decision puts what a backend's sidecar decides into words.
 func decision(m *mesh.Mesh, origins mesh.Origins, s *decide.Share) Decision {
 	weight := s.Weight
