@@ -233,38 +233,7 @@ func (s *Space) pathsIn(list []int) []string {
 	for _, i := range list {
 		in[i] = true
 	}
-	type named struct {
-		text  string
-		takes []int
-	}
-	var all []int
-	for i, p := range s.paths {
-		if p != "*" {
-			all = append(all, i)
-		}
-	}
-	pats := []named{{"/*", all}}
-	for k := range s.patterns {
-		p := &s.patterns[k]
-		n := named{text: p.Exact + p.Template}
-		switch {
-		case p.Prefix == "/":
-			continue
-		case p.Prefix != "":
-			n.text = strings.TrimSuffix(p.Prefix, "/") + "/*"
-		case p.Regex != "":
-			n.text = "~" + p.Regex
-		}
-		for _, i := range all {
-			if decide.PathMatches(p, s.paths[i]) {
-				n.takes = append(n.takes, i)
-			}
-		}
-		if len(n.takes) > 0 {
-			pats = append(pats, n)
-		}
-	}
-	slices.SortStableFunc(pats, func(a, b named) int { return len(b.takes) - len(a.takes) })
+	pats := s.named()
 	cover := func(want map[int]bool) ([]string, []int) {
 		left := map[int]bool{}
 		for i := range want {
@@ -319,6 +288,49 @@ func (s *Space) pathsIn(list []int) []string {
 		out = append(out, "paths like "+s.paths[i])
 	}
 	return out
+}
+
+// named is a pattern in words, with the classes of paths that it takes.
+type named struct {
+	text  string
+	takes []int
+}
+
+// named are the patterns that take some path, those first that take the most.
+func (s *Space) named() []named {
+	if s.words != nil {
+		return s.words
+	}
+	var all []int
+	for i, p := range s.paths {
+		if p != "*" {
+			all = append(all, i)
+		}
+	}
+	pats := []named{{"/*", all}}
+	for k := range s.patterns {
+		p := &s.patterns[k]
+		n := named{text: p.Exact + p.Template}
+		switch {
+		case p.Prefix == "/":
+			continue
+		case p.Prefix != "":
+			n.text = strings.TrimSuffix(p.Prefix, "/") + "/*"
+		case p.Regex != "":
+			n.text = "~" + p.Regex
+		}
+		for _, i := range all {
+			if decide.PathMatches(p, s.paths[i]) {
+				n.takes = append(n.takes, i)
+			}
+		}
+		if len(n.takes) > 0 {
+			pats = append(pats, n)
+		}
+	}
+	slices.SortStableFunc(pats, func(a, b named) int { return len(b.takes) - len(a.takes) })
+	s.words = pats
+	return pats
 }
 
 // when says what some of the total classes with one path and one method have in common; "" for all of them.

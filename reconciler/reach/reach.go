@@ -51,6 +51,7 @@ type Space struct {
 	slots    map[string]int // of dims, by kind and name
 	http     bool           // requests can be seen
 	callers  *Callers
+	words    []named // of the patterns, once somebody asks
 	budget   int
 	overflow bool
 }
