@@ -116,12 +116,12 @@ func TestUpgrade(t *testing.T) {
 	bin, cue := heddle(t), requireCUE(t, oldest)
 	current := v1alpha1.Files()
 	older := v1alpha1.Files()
-	// Before invariants there were none, and there was a file that is gone since.
-	types := strings.Replace(string(older["types.cue"]), "\tinvariants?: [string]: #Invariant\n", "", 1)
+	// There was no maxTimeout yet, and there was a file that is gone since.
+	types := strings.Replace(string(older["types.cue"]), "\tmaxTimeout?: #Duration\n", "", 1)
 	older["types.cue"] = []byte(types)
 	older["legacy.cue"] = []byte("package v1alpha1\n\n#Legacy: string\n")
 	if types == string(current["types.cue"]) {
-		t.Fatal("types.cue has no line `invariants?: [string]: #Invariant`: take another field out")
+		t.Fatal("types.cue has no line `maxTimeout?: #Duration`: take another field out")
 	}
 	tests := []struct {
 		name    string
@@ -143,8 +143,8 @@ func TestUpgrade(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(vendored, v1alpha1.VersionFile), []byte(test.version), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			if out, err := shell(t, dir, "cue vet -c ./...", nil, cue); err == nil || !strings.Contains(out, "invariants") {
-				t.Fatalf("the older schema knows invariants: %v\n%s", err, out)
+			if out, err := shell(t, dir, "cue vet -c ./...", nil, cue); err == nil || !strings.Contains(out, "maxTimeout: field not allowed") {
+				t.Fatalf("the older schema knows maxTimeout: %v\n%s", err, out)
 			}
 			out, err := shell(t, dir, "heddle check", nil, bin)
 			if (err != nil) != (test.finding != "") || !strings.Contains(out, test.finding) {
