@@ -7,7 +7,7 @@ type Policy struct {
 	// Settings and defaults of the mesh as a whole; only mesh.cue writes them.
 	Mesh *Mesh `json:"mesh,omitempty"`
 
-	// What must hold of every commit, proved over all requests; only mesh.cue writes them.
+	// What must hold of every commit, proved over all requests, by a sentence that says it; only mesh.cue writes them.
 	Invariants map[string]Invariant `json:"invariants,omitempty"`
 
 	// Defaults of a namespace; only services/<namespace>/*.cue writes them.
@@ -26,7 +26,7 @@ type Policy struct {
 	// What may leave the mesh, by namespace and name; egress/<namespace>/*.cue or services/<namespace>/*.cue writes them.
 	Egress map[string]map[string]Egress `json:"egress,omitempty"`
 
-	// Expectations, run by `heddle test` and by the reconciler; tests/*.cue writes them.
+	// Expectations, by a sentence that says them, run by `heddle test` and by the reconciler; tests/*.cue writes them.
 	Tests map[string]Test `json:"tests,omitempty"`
 }
 
@@ -51,11 +51,11 @@ type Mesh struct {
 
 	// The cluster's own networks: callers from them are who the cluster modes of inboundPolicy admit, and unknown
 	// addresses inside them are never passed through. Default: 10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.168.0.0/16,
-	// fd00::/8.
+	// fd00::/8. An empty list: no address is one of the cluster's.
 	ClusterNetworks []CIDR `json:"clusterNetworks,omitempty"`
 
 	// Destination ports outside the mesh whose connections are never inspected. Default: 25, 587, 3306, 4444, 5432, 6379,
-	// 9300, 11211.
+	// 9300, 11211. An empty list: all are inspected.
 	OpaquePorts []PortNumber `json:"opaquePorts,omitempty"`
 
 	// Ports whose connections go past the sidecar altogether. Default: 4567 and 4568, both ways.
@@ -313,7 +313,7 @@ type CIDR string
 // PortNumber is a TCP port.
 type PortNumber int64
 
-// SkipPorts are ports whose connections go past the sidecar.
+// SkipPorts are ports whose connections go past the sidecar. An empty list: none do.
 type SkipPorts struct {
 	Inbound []PortNumber `json:"inbound,omitempty"`
 
