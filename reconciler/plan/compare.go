@@ -207,7 +207,7 @@ func (c *comparison) port(p *pair, name string) {
 			WhereBefore: where(c.wasAt, was.DefaultID)})
 	}
 	routed := hasRoutes(p.outWas, name) || hasRoutes(p.outIs, name)
-	q := &reach.Question{Service: p.name, Port: name, Meshes: []*mesh.Mesh{c.before, c.after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: c.o.Budget}
+	q := &reach.Question{Service: p.name, Port: name, Meshes: []*mesh.Mesh{c.before, c.after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: c.o.Budget, Differences: true}
 	space, err := reach.New(q)
 	var found edges
 	var tally reach.Tally
@@ -577,7 +577,7 @@ func (c *comparison) regular(p *pair, port string, was, is *mesh.InboundPort, ro
 	for i := range lines {
 		known[lines[i].edge] = true
 	}
-	space, err := reach.New(&reach.Question{Service: p.name, Port: port, Meshes: []*mesh.Mesh{before, after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: c.o.Budget})
+	space, err := reach.New(&reach.Question{Service: p.name, Port: port, Meshes: []*mesh.Mesh{before, after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: c.o.Budget, Differences: true})
 	peers := map[int]bool{}
 	worst := len(Risks)
 	var ids [2][]string

@@ -106,7 +106,7 @@ func (g *gen) header(route bool) mesh.HeaderMatch {
 	case !route && g.chance(30):
 		h.OneOf = []string{"1", "3"}
 	default:
-		h.Exact = pick(g, "1", "2", "1,z")
+		h.Exact = pick(g, "1", "2", "1,z", "1,z")
 	}
 	return h
 }
@@ -189,7 +189,7 @@ func (g *gen) filters(services []mesh.ServiceName, backend bool) (out []mesh.Fil
 		f := mesh.Filter{}
 		switch g.IntN(9) {
 		case 0:
-			f.RequestHeaders = &mesh.HeaderEdit{Add: []mesh.HeaderField{{Name: "x", Value: pick(g, "z", "2")}}}
+			f.RequestHeaders = &mesh.HeaderEdit{Add: []mesh.HeaderField{{Name: "x", Value: pick(g, "z", "z", "2")}}}
 		case 1:
 			f.RequestHeaders = &mesh.HeaderEdit{Set: []mesh.HeaderField{{Name: pick(g, "x", "y"), Value: pick(g, "1", "3")}}}
 		case 2:

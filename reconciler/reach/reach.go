@@ -54,6 +54,7 @@ type Space struct {
 	words    []named // of the patterns, once somebody asks
 	budget   int
 	overflow bool
+	partly   bool // only classes that a condition concerns which changed
 }
 
 // Question is what a space is about.
@@ -72,6 +73,9 @@ type Question struct {
 	Budget int
 	// Flow cuts along an invariant's borders too.
 	Flow *mesh.Flow
+	// Differences says that only calls which the two meshes may judge or route differently are wanted: Each passes by
+	// classes that no rule and no match concerns which is on one side only.
+	Differences bool
 }
 
 // cond is a conjunction of conditions somewhere in a rule or a match; what it asks for makes the cuts.
@@ -88,6 +92,10 @@ type cond struct {
 	jwt       *mesh.JWTMatch
 	until     time.Time
 	dims      set // which dimensions it looks at
+
+	side, group int    // of Question.Meshes, and which list of rules or matches it is of
+	key         string // all that the rule or the match says, and where it leads
+	changed     bool
 }
 
 // set is a set of small numbers.
@@ -126,7 +134,8 @@ func New(q *Question) (*Space, error) {
 		s.budget = Budget
 	}
 	g := &gatherer{s: s, port: q.Port}
-	for _, m := range q.Meshes {
+	for side, m := range q.Meshes {
+		g.side = side
 		if m == nil {
 			continue
 		}
@@ -139,6 +148,10 @@ func New(q *Question) (*Space, error) {
 		if out, ok := m.OutboundOf(q.Service); ok && q.Routed {
 			g.routes(m, out)
 		}
+	}
+	if q.Differences && len(q.Meshes) == 2 {
+		s.partly = g.sameOtherwise(q)
+		markChanged(s.conds)
 	}
 	if f := q.Flow; f != nil {
 		c := cond{from: f.From, methods: f.To.Methods}
@@ -175,9 +188,30 @@ type gatherer struct {
 	extra  []mesh.PathMatch    // patterns of backends, pulled back through rewrites
 	added  map[string][]string // values that filters add to a header
 	spaces []string            // namespaces with routes of their own
+	side   int
+	groups map[string]int
+	doors  map[[2]string]bool // services and ports whose rules were taken
+	list   int                // the group of the list at hand
+	says   string             // the key of the rule or match at hand
 }
 
-func (g *gatherer) add(c cond) { g.s.conds = append(g.s.conds, c) }
+func (g *gatherer) add(c cond) {
+	c.side, c.group, c.key = g.side, g.list, g.says
+	g.s.conds = append(g.s.conds, c)
+}
+
+// in begins a list of rules or matches, and returns how to go back to the one before.
+func (g *gatherer) in(name string) (back func()) {
+	if g.groups == nil {
+		g.groups = map[string]int{}
+	}
+	if _, ok := g.groups[name]; !ok {
+		g.groups[name] = len(g.groups)
+	}
+	list, says := g.list, g.says
+	g.list, g.says = g.groups[name], ""
+	return func() { g.list, g.says = list, says }
+}
 
 // door takes the conditions of a service's own rules on one of its ports. pull, if any, are the rewrites of paths on the
 // way there.
@@ -189,12 +223,19 @@ func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite) {
 	if p.Default == mesh.ClusterAuthenticated || p.Default == mesh.ClusterUnauthenticated {
 		g.add(cond{networks: in.ClusterNetworks})
 	}
+	if g.doors == nil {
+		g.doors = map[[2]string]bool{}
+	}
+	g.doors[[2]string{string(in.Service), port}] = true
+	back := g.in("rules of " + string(in.Service) + ":" + port)
+	defer func() { back() }()
 	raw, routed := bytesOnly(p.Protocol), false
 	for i := range in.Rules {
 		r := &in.Rules[i]
 		if r.Action == mesh.AuditRule || r.Shadow || !decide.OnPort(r, port) {
 			continue
 		}
+		g.says = string(mesh.Canonical(r))
 		c := cond{from: r.From, sni: r.SNI, until: r.Until, loose: len(pull) > 0}
 		for _, n := range r.Networks {
 			c.networks = append(append(c.networks, n.CIDR), n.Except...)
@@ -210,8 +251,98 @@ func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite) {
 		g.add(c)
 	}
 	if routed { // a rule about a route asks which of all routes takes the request
+		back()
+		back = g.in("matches of " + string(in.Service) + ":" + port)
 		for i := range p.Matches {
+			g.says = string(mesh.Canonical(p.Matches[i]))
 			g.add(g.with(cond{loose: len(pull) > 0}, &p.Matches[i], pull))
+		}
+	}
+}
+
+// sameOtherwise reports whether all that rules and matches do not say is the same in two meshes. Then a call that no rule
+// and no match concerns which only one of them has is judged and routed alike: verdicts do not depend on the order of
+// rules, and of matches that both have in one order the first that takes the call is the same.
+func (g *gatherer) sameOtherwise(q *Question) bool {
+	g.doors[[2]string{string(q.Service), q.Port}] = true
+	for d := range g.doors {
+		if doorOf(q.Meshes[0], d) != doorOf(q.Meshes[1], d) {
+			return false
+		}
+	}
+	return !q.Routed || outsideOf(q.Meshes[0], q) == outsideOf(q.Meshes[1], q)
+}
+
+// doorOf is what decides about a port besides its rules; whether there is any enforced allow rule is part of that.
+func doorOf(m *mesh.Mesh, d [2]string) string {
+	in, ok := m.InboundOf(mesh.ServiceName(d[0]))
+	if !ok {
+		return ""
+	}
+	p, ok := in.Port(d[1])
+	if !ok {
+		return ""
+	}
+	port := *p
+	port.Matches, port.RateLimit = nil, nil
+	guarded := slices.ContainsFunc(in.Rules, func(r mesh.Rule) bool { return r.Action == mesh.Allow && !r.Shadow && decide.OnPort(&r, p.Name) })
+	return fmt.Sprint(string(mesh.Canonical(port)), guarded, in.ClusterNetworks)
+}
+
+// outsideOf is what decides about calls to a port besides matches and where they lead.
+func outsideOf(m *mesh.Mesh, q *Question) string {
+	out, ok := m.OutboundOf(q.Service)
+	if !ok {
+		return ""
+	}
+	var parts []any
+	port := func(ns string, p *mesh.OutboundPort) {
+		var others []mesh.Route // those that take connections
+		for i := range p.Hosts {
+			if r, ok := out.Route(p.Hosts[i].Route); ok {
+				others = append(others, *r)
+			}
+		}
+		if r, ok := out.Route(p.Connections); ok {
+			others = append(others, *r)
+		}
+		parts = append(parts, ns, p.Protocol, len(p.Matches) > 0, p.Hosts, p.Connections, others)
+	}
+	if p, ok := out.Port(q.Port); ok {
+		port("", p)
+	}
+	for i := range out.Consumers {
+		for j := range out.Consumers[i].Ports {
+			if p := &out.Consumers[i].Ports[j]; p.Name == q.Port {
+				port(out.Consumers[i].Namespace, p)
+			}
+		}
+	}
+	return string(mesh.Canonical(parts))
+}
+
+// markChanged marks the conditions that one side only has: of each list those between what both begin with and what both
+// end with.
+func markChanged(conds []cond) {
+	type list struct{ at [2][]int }
+	lists := map[int]*list{}
+	for i := range conds {
+		c := &conds[i]
+		if lists[c.group] == nil {
+			lists[c.group] = &list{}
+		}
+		lists[c.group].at[c.side] = append(lists[c.group].at[c.side], i)
+		c.changed = true
+	}
+	for _, l := range lists {
+		a, b := l.at[0], l.at[1]
+		for len(a) > 0 && len(b) > 0 && conds[a[0]].key == conds[b[0]].key {
+			conds[a[0]].changed, conds[b[0]].changed = false, false
+			a, b = a[1:], b[1:]
+		}
+		for len(a) > 0 && len(b) > 0 && conds[a[len(a)-1]].key == conds[b[len(b)-1]].key {
+			conds[a[len(a)-1]].changed, conds[b[len(b)-1]].changed = false, false
+			a, b = a[:len(a)-1], b[:len(b)-1]
 		}
 	}
 }
@@ -236,9 +367,17 @@ func (g *gatherer) with(c cond, m *mesh.Match, pull []rewrite) cond {
 // routes takes the conditions of a service's routes, and of the doors of all backends behind them.
 func (g *gatherer) routes(m *mesh.Mesh, out *mesh.Outbound) {
 	take := func(ns string, p *mesh.OutboundPort) {
+		defer g.in("routes of " + ns)()
 		used := map[string][]*mesh.Match{}
+		routes := map[string]string{}
 		for i := range p.Matches {
 			match := &p.Matches[i]
+			if _, ok := routes[match.Route]; !ok {
+				if r, ok := out.Route(match.Route); ok {
+					routes[match.Route] = string(mesh.Canonical(r))
+				}
+			}
+			g.says = string(mesh.Canonical(match)) + routes[match.Route]
 			g.add(g.with(cond{namespace: ns}, match, nil))
 			used[match.Route] = append(used[match.Route], match)
 		}
@@ -390,8 +529,14 @@ func (s *Space) Each(yield func(*Cell) bool) error {
 	count := 0
 	live := newSet(len(s.conds))
 	visit := func(http bool) bool {
-		mask := newSet(len(s.dims))
-		live.each(func(i int) { mask.addAll(s.conds[i].dims) })
+		mask, changed := newSet(len(s.dims)), !s.partly
+		live.each(func(i int) {
+			mask.addAll(s.conds[i].dims)
+			changed = changed || s.conds[i].changed
+		})
+		if !changed {
+			return true
+		}
 		var order []int
 		total := 1
 		for d := range s.dims {
