@@ -75,6 +75,10 @@ type compiler struct {
 	ordered       []*service // by name
 	names         []string   // of services, sorted, for hints
 	rateOverrides map[path][]mesh.RateOverride
+
+	// Of a Cache: the compilation before, of which namespaces are taken over but those that changed; nil: none are.
+	last    *compiler
+	changed map[string]bool
 }
 
 func newCompiler(doc *v1alpha1.Document, opts Options, g *gate) *compiler {
@@ -89,19 +93,29 @@ func newCompiler(doc *v1alpha1.Document, opts Options, g *gate) *compiler {
 func (c *compiler) run() (*mesh.Mesh, mesh.Origins, diag.List) {
 	m := &mesh.Mesh{}
 	c.declareAll(m)
+	c.compileIssuers()
+	if c.last != nil && !c.takeOver() {
+		return nil, nil, nil
+	}
+	fresh := c.fresh()
 
 	// Every service's routes come before any service's rules, which name them.
-	for _, s := range c.ordered {
+	for _, s := range fresh {
+		before := len(c.findings)
 		c.compileRoutes(s)
+		s.warnings = slices.Clone(c.findings[before:])
 	}
-	c.compileCalls()
-	c.compileIssuers()
+	if c.last == nil {
+		c.compileCalls()
+	}
 	c.checkLoops(c.ordered)
-	for _, s := range c.ordered {
+	for _, s := range fresh {
+		before := len(c.findings)
 		c.compileRules(s)
 		c.compileResilience(s)
 		c.compileRates(s)
 		c.needPorts(s)
+		s.warnings = append(s.warnings, c.findings[before:]...)
 	}
 	m.Settings.JWTIssuers = c.namedIssuers()
 	m.Invariants = c.compileInvariants()
@@ -120,8 +134,10 @@ func (c *compiler) run() (*mesh.Mesh, mesh.Origins, diag.List) {
 	if n := len(c.ordered); n > 0 {
 		m.Inbound, m.Outbound = make([]mesh.Inbound, 0, n), make([]mesh.Outbound, 0, n)
 	}
-	for _, s := range c.ordered {
+	for _, s := range fresh {
 		s.in.Needs, s.out.Needs = set(s.in.Needs), set(s.out.Needs)
+	}
+	for _, s := range c.ordered {
 		m.Inbound = append(m.Inbound, s.in)
 		m.Outbound = append(m.Outbound, s.out)
 	}
@@ -145,6 +161,10 @@ func (c *compiler) declareAll(m *mesh.Mesh) {
 			outer = c.outermost
 		}
 		for _, name := range sortedKeys(c.doc.Policy.Services[ns]) {
+			if s := c.reused(ns, mesh.Name(ns, name)); s != nil {
+				c.services[s.name] = s
+				continue
+			}
 			c.declare(ns, name, &outer)
 		}
 	}
@@ -191,6 +211,7 @@ type service struct {
 	routes      []*route // HTTP and gRPC routes, and those that defaults make
 	connections []*route // TLS and TCP routes
 	consumers   []*route // of other namespaces
+	warnings    diag.List
 	in          mesh.Inbound
 	out         mesh.Outbound
 }
@@ -246,7 +267,6 @@ func (c *compiler) declare(ns, name string, outer *defaults) {
 	c.services[s.name] = s
 	c.checkLabel(s.at, "service", name)
 	s.defaults = c.over(*outer, src.Defaults, s.at.at("defaults"), serviceLevel)
-	c.origins[string(s.name)] = c.pos(s.at)
 
 	numbers := map[int64]*port{}
 	for _, pn := range sortedKeys(src.Ports) {
@@ -270,8 +290,18 @@ func (c *compiler) declare(ns, name string, outer *defaults) {
 			Name: p.name, Port: p.number, Protocol: p.protocol, MTLS: p.mtls.v, Default: p.policy.v, DefaultID: id,
 		})
 		s.out.Ports = append(s.out.Ports, mesh.OutboundPort{Name: p.name, Port: p.number, Protocol: p.protocol})
-		// Where nobody wrote a default, the service's declaration stands for it; mesh.Origins.BuiltIn tells them apart.
-		c.origins[id] = c.pos(s.at)
+	}
+	c.noteDeclaration(s)
+}
+
+// noteDeclaration notes where a service is declared, and where the defaults of its ports come from. Where nobody wrote
+// one, the declaration stands for it; mesh.Origins.BuiltIn tells them apart.
+func (c *compiler) noteDeclaration(s *service) {
+	at := c.pos(s.at)
+	c.origins[string(s.name)] = at
+	for _, p := range s.ports {
+		id := mesh.DefaultID(s.name, p.name)
+		c.origins[id] = at
 		if p.policy.from != "" {
 			c.origins[id] = c.pos(p.policy.from)
 		}

@@ -14,6 +14,8 @@ import (
 // egressDefaultID is the id of what decides about destinations that no entry of a namespace names.
 func egressDefaultID(ns string) string { return ns + "/egress-default" }
 
+func egressID(ns, name string) string { return ns + "/egress/" + name }
+
 // compileEgress compiles what is said of destinations outside the mesh, one element a namespace that says anything.
 func (c *compiler) compileEgress(outer defaults) (out []mesh.Egress) {
 	namespaces := map[string]bool{}
@@ -66,7 +68,7 @@ type egressEntry struct {
 
 func (c *compiler) egressRule(e *mesh.Egress, ns, name string, src v1alpha1.Egress) egressEntry {
 	at := path("egress").at(ns, name)
-	r := mesh.EgressRule{ID: ns + "/egress/" + name, Action: mesh.Allow, OriginateTLS: src.OriginateTLS}
+	r := mesh.EgressRule{ID: egressID(ns, name), Action: mesh.Allow, OriginateTLS: src.OriginateTLS}
 	c.checkRuleName(at, "egress entry", name)
 	c.origins[r.ID] = c.pos(at)
 	c.need(&e.Needs, mesh.CapEgress, at, "egress")
