@@ -2,11 +2,13 @@ package reconciler
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/heddle-mesh/heddle/reconciler/expect"
+	"github.com/heddle-mesh/heddle/reconciler/reach"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/release"
@@ -104,5 +106,20 @@ func short(commit string) string { return commit[:min(len(commit), 7)] }
 // the applied release hold too, so that a commit which breaks one cannot drop it in the same breath.
 func judgeClaims(doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, applied *release.Guards, now time.Time) diag.List {
 	_, findings := expect.Run(doc, m, origins, now)
+	findings = append(findings, reach.Prove(m, origins, m.Invariants, now, 0)...)
+	if applied != nil {
+		// One that stands as it stood is proved already.
+		old := slices.DeleteFunc(slices.Clone(applied.Invariants), func(i mesh.Invariant) bool {
+			return slices.ContainsFunc(m.Invariants, func(j mesh.Invariant) bool { return reflect.DeepEqual(i, j) })
+		})
+		for _, f := range reach.Prove(m, origins, old, now, 0) {
+			f.Message += "; it is an invariant of the applied release"
+			if f.Pos.IsZero() && len(f.Related) > 0 { // the invariant is gone; what breaks it is there
+				f.Pos, f.Related = f.Related[0], f.Related[1:]
+			}
+			f.Hint = "a commit that changes an invariant is still judged by the old one: change the invariant in a commit of its own first"
+			findings.Add(f)
+		}
+	}
 	return findings.Errors()
 }

@@ -47,8 +47,14 @@ var SourceKinds = []string{"defaults", "egress", "groups", "services", "workload
 
 // Uses reports whether anything of the document was written below a directory.
 func (d *Document) Uses(directory string) bool {
+	below := func(file string) bool { return strings.HasPrefix(file, directory+"/") }
 	for _, p := range d.Positions {
-		if strings.HasPrefix(p.File, directory+"/") {
+		if below(p.File) {
+			return true
+		}
+	}
+	for _, places := range d.Places {
+		if slices.ContainsFunc(places, func(p *Places) bool { return p.Len() > 0 && slices.ContainsFunc(p.files, below) }) {
 			return true
 		}
 	}

@@ -1,0 +1,101 @@
+package reconciler
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/schema/diag"
+)
+
+const (
+	dev   = "services/dev/tool.cue"
+	pci   = "services/pci/card.cue"
+	tests = "tests/card.cue"
+)
+
+func pciFile(callers string) string {
+	return "package policy\n\nservices: pci: card: {\n\tports: http: {port: 80, protocol: \"http1\"}\n\tallow: callers: from: [" + callers + "]\n}\n"
+}
+
+const (
+	devFile   = "package policy\n\nservices: dev: tool: ports: http: {port: 80, protocol: \"http1\"}\n"
+	shopCalls = `{service: "shop/web"}`
+	invariant = "\ninvariants: \"dev never reaches pci\": never: {from: {namespace: \"dev\"}, to: {namespace: \"pci\"}}\n"
+	expects   = "package policy\n\ntests: \"the shop charges\": {from: \"shop/web\", to: \"pci/card\", method: \"GET\", path: \"/\", expect: \"allow\"}\n"
+)
+
+// What a repository says of itself must be so, and the applied release's word counts beside the commit's own.
+func TestClaims(t *testing.T) {
+	r := newRig(t)
+	good := files{"mesh.cue": meshFile("example.org") + invariant, web: webFile(80), dev: devFile, pci: pciFile(shopCalls), tests: expects}
+	first := r.commit("Start", good)
+	r.start()
+	r.await(first, Pushing)
+
+	rejected := func(subject string, fs files, id, file, says string) {
+		t.Helper()
+		commit := r.commit(subject, fs)
+		s := r.await(commit, Rejected)
+		if s.Applied == nil || s.Applied.Commit != first {
+			t.Errorf("%s: it replaced what serves: %+v", subject, s.Applied)
+		}
+		for _, f := range s.Observed.Findings {
+			if f.ID == id && f.Pos.File == file && strings.Contains(f.Message, says) {
+				return
+			}
+		}
+		t.Errorf("%s: no %s in %s that says %q: %v", subject, id, file, says, s.Observed.Findings)
+	}
+	rejected("Forget the shop", files{pci: pciFile(`{service: "pci/card"}`)}, diag.TestFailed, tests, "")
+	rejected("Let a developer in", files{pci: pciFile(shopCalls + `, {service: "dev/tool"}`)}, diag.InvariantViolated, "mesh.cue", "dev")
+	rejected("The same, and drop the invariant", files{"mesh.cue": meshFile("example.org")},
+		diag.InvariantViolated, pci, "it is an invariant of the applied release")
+
+	// In commits of their own both pass, one after the other.
+	r.await(r.commit("Drop the invariant", files{pci: pciFile(shopCalls)}), Pushing)
+	r.await(r.commit("Now let a developer in", files{pci: pciFile(shopCalls + `, {service: "dev/tool"}`)}), Pushing)
+}
+
+// Delegating and using it at once is held; in two commits it passes.
+func TestFences(t *testing.T) {
+	r := newRig(t)
+	first := r.commit("Start", files{"mesh.cue": meshFile("example.org"), web: webFile(80)})
+	r.start()
+	r.await(first, Pushing)
+
+	delegate := func(namespaces string) string {
+		return meshFile("example.org") + "\nmesh: sources: pay: {directory: \"payteam\", namespaces: [" + namespaces + "]}\n"
+	}
+	card := strings.Replace(pciFile(shopCalls), "pci: card", "pay: card", 1)
+	held := r.commit("Delegate, and write", files{"mesh.cue": delegate(`"pay"`), "payteam/services/pay/card.cue": card})
+	if s := r.await(held, Held); s.Observed.Accept != AcceptFences || !strings.Contains(s.Observed.Reason, "mesh.sources.pay") {
+		t.Errorf("held for %q: %s", s.Observed.Accept, s.Observed.Reason)
+	}
+	r.await(r.commit("Only delegate", files{"payteam/services/pay/card.cue": ""}), Pushing)
+	used := r.commit("Write", files{"payteam/services/pay/card.cue": card})
+	r.await(used, Pushing)
+	wider := r.commit("Widen, with policy there", files{"mesh.cue": delegate(`"pay", "pay-*"`)})
+	r.await(wider, Held)
+	if err := r.resume(ResumeRequest{Accept: AcceptFences, Commit: wider}); err != nil {
+		t.Fatal(err)
+	}
+	r.await(wider, Pushing)
+}
+
+func TestCovers(t *testing.T) {
+	for _, c := range []struct {
+		wider, names []string
+		want         bool
+	}{
+		{[]string{"pay"}, []string{"pay"}, true},
+		{[]string{"pay"}, []string{"pay", "shop"}, false},
+		{[]string{"pay-*"}, []string{"pay-eu", "pay-e*"}, true},
+		{[]string{"pay-*"}, []string{"pay"}, false},
+		{[]string{"pay-e*"}, []string{"pay-*"}, false},
+		{nil, nil, true},
+	} {
+		if got := covers(c.wider, c.names, true); got != c.want {
+			t.Errorf("%q cover %q: %v", c.wider, c.names, got)
+		}
+	}
+}
