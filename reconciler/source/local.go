@@ -108,6 +108,12 @@ func (l *layout) supported() error {
 	return nil
 }
 
+// partial reports whether git left contents on the server, to be fetched when they are needed (git clone --filter).
+func (l *layout) partial() bool {
+	packs, err := filepath.Glob(filepath.Join(l.common, "objects", "pack", "*.promisor"))
+	return err == nil && len(packs) > 0
+}
+
 // open opens the repository as it is now.
 func (l *layout) open() (*store, error) {
 	fsys := readOnly{osfs.New(l.git)}

@@ -300,3 +300,24 @@ func TestShallow(t *testing.T) {
 	_, err = l.AtTime(t.Context(), head.Hash, "policy", time.Unix(0, 0))
 	shallow("at a time", err)
 }
+
+// TestPartial: a clone without contents says what brings them, and is read after that.
+func TestPartial(t *testing.T) {
+	r := history(t)
+	r.git("config", "uploadpack.allowFilter", "true")
+	dir := filepath.Join(t.TempDir(), "partial")
+	r.git("clone", "-q", "--filter=blob:none", "--no-checkout", "file://"+r.dir, dir)
+	l := openLocal(t, dir)
+	head, err := l.Resolve(t.Context(), "HEAD")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = l.At(t.Context(), head.Hash, "policy")
+	if err == nil || !strings.Contains(err.Error(), "git fetch --refetch --no-filter") {
+		t.Fatalf("a partial clone: %v", err)
+	}
+	(&repo{t, dir}).git("fetch", "-q", "--refetch", "--no-filter")
+	if sn, _, err := l.At(t.Context(), head.Hash, "policy"); err != nil || len(sn.Files) != 1 {
+		t.Errorf("after it: %v %v", sn, err)
+	}
+}

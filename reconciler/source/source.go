@@ -304,6 +304,9 @@ func (s *Source) tip(ctx context.Context, h plumbing.Hash) (Commit, error) {
 // about says which commit could not be read, where.
 func (s *Source) about(h plumbing.Hash, err error) error {
 	switch {
+	case isDamage(err) && s.Local() && s.local.partial():
+		return fmt.Errorf("reading commit %.12s of %s: %w; this is a partial clone, without all contents: "+
+			"git fetch --refetch --no-filter there brings them", h, s.masked, err)
 	case isDamage(err) && s.Local():
 		return fmt.Errorf("reading commit %.12s of %s: %w; run git fsck there", h, s.masked, err)
 	case isDamage(err):
