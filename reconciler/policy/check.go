@@ -115,17 +115,21 @@ func checkNumbers(f *ast.File) diag.List {
 // fields that belong to someone else. computed reports whether it has fields that the syntax does not show.
 func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bool) {
 	fence := fence{u}
+	// say keeps a text as it is written, for naming the nearest one that would be right.
+	say := func(dotted string, x ast.Expr) {
+		if lit, ok := x.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+			if text, err := literal.Unquote(lit.Value); err == nil {
+				at.text[dotted] = text
+			}
+		}
+	}
 	v := visitor{
 		field: func(path []string, fd *ast.Field) {
 			pos := position(fd.Label.Pos())
 			dotted := strings.Join(path, ".")
 			if fd.Constraint == token.ILLEGAL {
 				at.add(dotted, fd.Label.Pos())
-				if lit, ok := fd.Value.(*ast.BasicLit); ok && lit.Kind == token.STRING {
-					if text, err := literal.Unquote(lit.Value); err == nil {
-						at.text[dotted] = text
-					}
-				}
+				say(dotted, fd.Value)
 			}
 			if outside, ok := fence.field(path, pos); ok {
 				findings.Add(outside)
@@ -148,7 +152,11 @@ func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bo
 				findings.Add(unknownField(path, parent.names(), pos))
 			}
 		},
-		element: func(path []string, e ast.Expr) { at.add(strings.Join(path, "."), e.Pos()) },
+		element: func(path []string, e ast.Expr) {
+			dotted := strings.Join(path, ".")
+			at.add(dotted, e.Pos())
+			say(dotted, e)
+		},
 		other: func(path []string, n ast.Node) {
 			if sel, ok := n.(*ast.SelectorExpr); ok && fromSchema(f, sel) {
 				return // its definitions have no values: they bring no field that the syntax does not show
