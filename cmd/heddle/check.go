@@ -18,6 +18,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/candidate"
 	"github.com/heddle-mesh/heddle/reconciler/source"
 	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
 // target is the policy that a command looks at.
@@ -56,6 +57,10 @@ func (t *target) open() *candidate.Repository {
 
 // files reads the target.
 func (t *target) files(ctx context.Context, repo *candidate.Repository) (*candidate.Files, error) {
+	if _, ok := mesh.EnforcedBy(t.proxy); t.proxy != "" && !ok {
+		return nil, &usageError{err: &hinted{fmt.Errorf("--proxy-version: no heddle-proxy %q is known to this heddle", t.proxy),
+			fmt.Sprintf("%s, or any", mesh.Version)}}
+	}
 	if t.rev != "" {
 		return filesAt(ctx, repo, t.rev)
 	}

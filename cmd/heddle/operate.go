@@ -238,12 +238,27 @@ func (c *cli) completeServices(n int) cobra.CompletionFunc {
 	}
 }
 
-// names reads names from the newest release on disk: cheap, and without any program running.
+// names reads names from the newest release on disk or, for commands that look at a repository, from that: without any
+// program running.
 func (c *cli) names(cmd *cobra.Command, of func(*mesh.Mesh) []string) []string {
 	if flagenv.Apply(cmd.Flags()) != nil {
 		return nil
 	}
+	c.stateGiven(cmd)
+	t := target{}
+	for name, to := range map[string]*string{"dir": &t.dir, "rev": &t.rev, "env": &t.env} {
+		if f := cmd.Flags().Lookup(name); f != nil {
+			*to = f.Value.String()
+		}
+	}
 	r, err := published.Open(c.state)
+	if cmd.Flags().Lookup("dir") != nil && (t.dir != "" || t.rev != "" || err != nil && hasPolicy(".")) {
+		one, err := c.read(cmd.Context(), &t)
+		if err != nil || one.Mesh == nil {
+			return nil
+		}
+		return of(one.Mesh)
+	}
 	if err != nil {
 		return nil
 	}
