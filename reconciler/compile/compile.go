@@ -66,6 +66,7 @@ type compiler struct {
 	doc      *v1alpha1.Document
 	gate     *gate
 	findings diag.List
+	failures int // of findings, those that reject
 	origins  mesh.Origins
 
 	trustDomain   string
@@ -128,7 +129,7 @@ func (c *compiler) run() (*mesh.Mesh, mesh.Origins, diag.List) {
 	c.checkCallers(c.ordered)
 	c.closeGate()
 
-	if len(c.findings.Errors()) > 0 || len(c.doc.Unread) > 0 {
+	if c.failures > 0 || len(c.doc.Unread) > 0 {
 		return nil, nil, c.findings.Sorted()
 	}
 	if n := len(c.ordered); n > 0 {
@@ -373,6 +374,7 @@ func (c *compiler) empty(p path, n int, isNil bool) bool {
 // find adds a finding at a path.
 func (c *compiler) find(id string, at path, message, hint string, related ...diag.Pos) {
 	related = slices.DeleteFunc(related, diag.Pos.IsZero)
+	c.failures++
 	c.findings.Add(diag.Finding{ID: id, Path: string(at), Message: message, Hint: hint, Pos: c.pos(at), Related: related})
 }
 

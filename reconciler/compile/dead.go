@@ -323,7 +323,7 @@ func tokenInside(a, b *mesh.JWTMatch) bool {
 // checkCallers warns of services that nobody may call, as long as nothing says that it is meant. It waits until nothing
 // is refused: what is missing may be what does not compile yet.
 func (c *compiler) checkCallers(services []*service) {
-	if len(c.findings.Errors()) > 0 || len(c.doc.Unread) > 0 {
+	if c.failures > 0 || len(c.doc.Unread) > 0 {
 		return
 	}
 	for _, s := range services {

@@ -44,7 +44,7 @@ func (r *rule) observes() bool { return r.action == mesh.AuditRule || r.out.Shad
 // compileRules compiles the rules of a service, and what its ports carry for them.
 func (c *compiler) compileRules(s *service) {
 	var rules []*rule
-	before := len(c.findings.Errors())
+	before := c.failures
 	for _, k := range kinds {
 		sources := k.of(s.src)
 		for _, name := range slices.Sorted(maps.Keys(sources)) {
@@ -82,7 +82,7 @@ func (c *compiler) compileRules(s *service) {
 			s.in.ClusterNetworks = c.clusterNetworks()
 		}
 	}
-	if len(c.findings.Errors()) == before {
+	if c.failures == before {
 		c.checkDeadAllows(s, rules)
 	}
 }
@@ -349,6 +349,7 @@ func (c *compiler) duplicate(list path, i, first int, what string) {
 func (c *compiler) warn(id string, at path, message, hint string, related ...diag.Pos) {
 	c.find(id, at, message, hint, related...)
 	c.findings[len(c.findings)-1].Severity = diag.Warning
+	c.failures--
 }
 
 // nonEmpty checks a list of conditions: an empty one matches nothing.
