@@ -11,7 +11,6 @@ import (
 	"encoding/hex"
 	"io"
 	"net"
-	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -237,11 +236,7 @@ func carriesHTTP(p *pipeline.InboundPort) bool {
 	return p.Port.Protocol == mesh.HTTP1 || p.Port.Protocol == mesh.Detect
 }
 
-func carriesBytes(p *pipeline.InboundPort) bool {
-	return p.Port.Protocol != mesh.HTTP1 && !slices.ContainsFunc(p.Inbound.Rules, func(r mesh.Rule) bool {
-		return r.Action != mesh.AuditRule && !r.Shadow && decide.AboutRequests(&r) && decide.OnPort(&r, p.Port.Name)
-	})
-}
+func carriesBytes(p *pipeline.InboundPort) bool { return decide.CarriesBytes(p.Inbound, p.Port) }
 
 // inboundKey is the labels of what a caller does to a port.
 func inboundKey(c *client, p *pipeline.InboundPort) observe.Key {

@@ -111,6 +111,22 @@ func Admit(in *mesh.Inbound, port *mesh.InboundPort, r *Request) (Verdict, Refus
 	return Authorize(in, port, r), ""
 }
 
+// CarriesBytes reports whether a port lets bytes in that are no HTTP: its protocol does, and no enforced rule of it asks
+// what only a request can answer (decisions.md, 12). [Admit] does not ask it: a connection there stands for the door.
+func CarriesBytes(in *mesh.Inbound, port *mesh.InboundPort) bool {
+	switch port.Protocol {
+	case mesh.HTTP1, mesh.HTTP2, mesh.GRPC:
+		return false
+	}
+	for i := range in.Rules {
+		r := &in.Rules[i]
+		if r.Action != mesh.AuditRule && !r.Shadow && AboutRequests(r) && OnPort(r, port.Name) {
+			return false
+		}
+	}
+	return true
+}
+
 // Judge is what a mesh does with a call. A caller without an identity has no sidecar: it comes to the service's own door.
 // A call without HTTP to a port that speaks HTTP asks who may come to the service's own door at all.
 func Judge(m *mesh.Mesh, c *Call) Outcome {

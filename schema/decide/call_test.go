@@ -163,6 +163,32 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestCarriesBytes: bytes come in where the protocol allows for them and no enforced rule asks about requests.
+func TestCarriesBytes(t *testing.T) {
+	asks := mesh.Rule{ID: "r", Action: mesh.Allow, From: []mesh.Peer{{Authenticated: true}}, Methods: []string{"GET"}, Ports: []string{"p"}}
+	open := mesh.Rule{ID: "a", Action: mesh.Allow, From: []mesh.Peer{{Authenticated: true}}}
+	shadow, audit, elsewhere := asks, asks, asks
+	shadow.Shadow, audit.Action, elsewhere.Ports = true, mesh.AuditRule, []string{"q"}
+	for _, c := range []struct {
+		protocol mesh.Protocol
+		rule     mesh.Rule
+		want     bool
+	}{
+		{mesh.Detect, asks, false},
+		{mesh.Detect, shadow, true},
+		{mesh.Detect, audit, true},
+		{mesh.Detect, elsewhere, true},
+		{mesh.TCP, elsewhere, true},
+		{mesh.HTTP1, elsewhere, false},
+		{mesh.GRPC, elsewhere, false},
+	} {
+		in := &mesh.Inbound{Rules: []mesh.Rule{open, c.rule}, Ports: []mesh.InboundPort{{Name: "p", Protocol: c.protocol}}}
+		if got := CarriesBytes(in, &in.Ports[0]); got != c.want {
+			t.Errorf("%s, %+v: carries bytes: %t", c.protocol, c.rule, got)
+		}
+	}
+}
+
 // tell writes an outcome in a line.
 func tell(o *Outcome, sees bool) string {
 	id := "-"
