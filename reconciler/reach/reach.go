@@ -273,7 +273,8 @@ func (g *gatherer) sameOtherwise(q *Question) bool {
 	return !q.Routed || outsideOf(q.Meshes[0], q) == outsideOf(q.Meshes[1], q)
 }
 
-// doorOf is what decides about a port besides its rules; whether there is any enforced allow rule is part of that.
+// doorOf is what decides about a port besides its rules; whether there is any enforced allow rule is part of that, and
+// whether there is any that asks about requests, where bytes that are none are then not let in.
 func doorOf(m *mesh.Mesh, d [2]string) string {
 	in, ok := m.InboundOf(mesh.ServiceName(d[0]))
 	if !ok {
@@ -285,8 +286,14 @@ func doorOf(m *mesh.Mesh, d [2]string) string {
 	}
 	port := *p
 	port.Matches, port.RateLimit = nil, nil
-	guarded := slices.ContainsFunc(in.Rules, func(r mesh.Rule) bool { return r.Action == mesh.Allow && !r.Shadow && decide.OnPort(&r, p.Name) })
-	return fmt.Sprint(string(mesh.Canonical(port)), guarded, in.ClusterNetworks)
+	guarded, asks := false, false
+	for i := range in.Rules {
+		if r := &in.Rules[i]; r.Action != mesh.AuditRule && !r.Shadow && decide.OnPort(r, p.Name) {
+			guarded = guarded || r.Action == mesh.Allow
+			asks = asks || decide.AboutRequests(r)
+		}
+	}
+	return fmt.Sprint(string(mesh.Canonical(port)), guarded, asks, in.ClusterNetworks)
 }
 
 // outsideOf is what decides about calls to a port besides matches and where they lead.
