@@ -36,8 +36,9 @@ var rules = []rule{
 	{"schema", module + "/internal", nil, "schema does no I/O, and internal is all I/O"},
 	{"schema", module + "/cmd", nil, "nothing imports cmd"},
 	{"schema/diag", module, nil, "findings know nothing of what they are about"},
-	{"schema/decide", "net", nil, "decisions are pure: what is predicted in a pull request must be what happens"},
-	{"schema/decide", "time", nil, "decisions are pure: time is an argument"},
+	// Addresses and times are values there (net/netip, time.Time); a test of its own sees that it asks no clock.
+	{"schema/decide", "net/http", nil, "decisions are pure: what is predicted in a pull request must be what happens"},
+	{"schema/decide", "os", nil, "decisions are pure: what is predicted in a pull request must be what happens"},
 	{"reconciler", module + "/controlplane", nil, "what crosses between the three parts is a value of schema"},
 	{"reconciler", module + "/proxy", nil, "what crosses between the three parts is a value of schema"},
 	{"controlplane", module + "/reconciler", nil, "what crosses between the three parts is a value of schema"},
