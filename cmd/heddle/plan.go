@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -277,6 +278,7 @@ func (c *cli) printPlans(p *comparison, pairs []pair) error {
 	if c.output == "json" {
 		return c.plansJSON(pairs)
 	}
+	size := 0                  // of what was written, in characters: forges bound a comment
 	shown := map[string]bool{} // environments that come to the same are shown once
 	for i := range pairs {
 		one := &pairs[i]
@@ -310,12 +312,16 @@ func (c *cli) printPlans(p *comparison, pairs []pair) error {
 			continue
 		}
 		shown[body] = true
-		if i > 0 {
-			text = "\n" + text
-			if c.output != "markdown" {
-				text = fmt.Sprintf("\nIn environment %s:\n%s", one.env, b.String())
+		if i > 0 && c.output != "markdown" {
+			text = fmt.Sprintf("\nIn environment %s:\n%s", terminal.Clean(one.env), text)
+		} else if i > 0 {
+			env := html.EscapeString(terminal.Clean(one.env))
+			text = fmt.Sprintf("\n---\n\nIn environment <code>%s</code>:\n\n%s", env, text)
+			if size+utf8.RuneCountInString(text) > plan.MaxMarkdown {
+				text = fmt.Sprintf("\n---\n\nEnvironment <code>%s</code> differs: <code>heddle plan --env</code> shows how.\n", env)
 			}
 		}
+		size += utf8.RuneCountInString(text)
 		if _, err := io.WriteString(c.stdout, text); err != nil {
 			return err
 		}
