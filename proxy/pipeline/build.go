@@ -59,6 +59,9 @@ func Build(c Config, d Deps) (*Pipeline, error) {
 	if err := spiffe.CheckTrustDomain(c.Settings.TrustDomain); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)
 	}
+	if err := supported(c.Settings.Needs, "settings"); err != nil {
+		return nil, err
+	}
 	b := &builder{
 		config: c, deps: d,
 		p: &Pipeline{
