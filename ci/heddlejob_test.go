@@ -285,7 +285,8 @@ func TestHeddleJob(t *testing.T) {
 				t.Fatalf("failed %s\n%s", o.failed, o.log)
 			}
 			said := r.forge.ours()
-			if len(said) != 1 || !strings.Contains(said[0].body, "console") || !strings.Contains(html.UnescapeString(said[0].body), "https://git.example.com/acme/mesh-policy/"+test.blob) {
+			if link := "https://git.example.com/acme/mesh-policy/" + test.blob; len(said) != 1 ||
+				!strings.Contains(said[0].body, "console") || !strings.Contains(html.UnescapeString(said[0].body), link) {
 				t.Fatalf("want one comment that names the console and links to the line, got %v", said)
 			}
 			marker, _, _ := strings.Cut(said[0].body, "\n")

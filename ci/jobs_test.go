@@ -150,7 +150,8 @@ func TestPreCommit(t *testing.T) {
 			must("git init -q -b main && git config core.hooksPath .githooks && git add -A && git commit -q -m first")
 
 			edit(t, dir, "services/shop/api.cue", "weight: 90", "weight: 80")
-			if out, err := git("git commit -q -a -m bad"); err == nil || !strings.Contains(out, "weights sum to 90") || !strings.Contains(out, "services/shop/api.cue:") {
+			if out, err := git("git commit -q -a -m bad"); err == nil || !strings.Contains(out, "weights sum to 90") ||
+				!strings.Contains(out, "services/shop/api.cue:") {
 				t.Errorf("a bad commit: %v\n%s", err, out)
 			}
 			must("git reset -q") // the fault stays in the file, and is not staged
@@ -178,7 +179,8 @@ func TestPreCommit(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		out, err := shell(t, dir, "git init -q -b main && git config core.hooksPath .githooks && git add -A && git commit -q -m first", []string{"PATH=" + tools})
+		const commit = "git init -q -b main && git config core.hooksPath .githooks && git add -A && git commit -q -m first"
+		out, err := shell(t, dir, commit, []string{"PATH=" + tools})
 		if err == nil || !strings.Contains(out, "go install cuelang.org/go/cmd/cue@") {
 			t.Errorf("a commit that nobody checked: %v\n%s", err, out)
 		}
