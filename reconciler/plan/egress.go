@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/heddle-mesh/heddle/reconciler/reach"
 	"github.com/heddle-mesh/heddle/schema/decide"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 )
@@ -106,7 +107,11 @@ func (c *comparison) egressOf(ns string, b, a *mesh.Egress) {
 		addr netip.Addr
 		text string
 	}
-	places := []place{{host: "heddle.invalid", text: "any other host"}}
+	other := "x.invalid"
+	for len(other) < 64 && slices.ContainsFunc(keys(hosts), func(h string) bool { return decide.HostMatches(h, other) }) {
+		other = "x" + other
+	}
+	places := []place{{host: other, text: "any other host"}}
 	for _, h := range keys(hosts) {
 		if suffix, ok := strings.CutPrefix(h, "*."); ok {
 			fresh := "x"
@@ -122,11 +127,7 @@ func (c *comparison) egressOf(ns string, b, a *mesh.Egress) {
 	places = append(places, place{addr: outside, text: "any other address"})
 	for _, n := range networks {
 		places = append(places, place{addr: n.Masked().Addr(), text: n.String()})
-		end := n.Masked().Addr()
-		for n.Contains(end.Next()) && n.Bits() >= n.Addr().BitLen()-8 {
-			end = end.Next()
-		}
-		if next := end.Next(); n.Bits() >= n.Addr().BitLen()-8 && next.IsValid() {
+		if next := reach.Last(n).Next(); next.IsValid() {
 			places = append(places, place{addr: next, text: "addresses like " + next.String()})
 		}
 	}

@@ -286,15 +286,15 @@ func addrDim(prefixes map[netip.Prefix]bool) dim {
 	for _, p := range list {
 		put(p.Addr().Next()) // a host of it rather than the network's own address
 		put(p.Addr())
-		put(last(p).Next())
+		put(Last(p).Next())
 	}
 	put(netip.IPv4Unspecified())
 	put(netip.IPv6Unspecified())
 	return d
 }
 
-// last is the last address of a network.
-func last(p netip.Prefix) netip.Addr {
+// Last is the last address of a network.
+func Last(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {
 		b[i/8] |= 0x80 >> (i % 8)
