@@ -261,3 +261,46 @@ func TestDelegations(t *testing.T) {
 		}
 	}
 }
+
+// TestCacheOfLayout: a change costs the directories that see it, and no other.
+func TestCacheOfLayout(t *testing.T) {
+	e := New(Options{})
+	files := all()
+	files["mesh.cue"] += "mesh: sources: payments: {directory: \"payteam\", namespaces: [\"payments\"]}\n"
+	files["payteam/team.cue"] = header + "_team: 1\n"
+	files["payteam/services/payments/a.cue"] = header + "services: payments: a: ports: http: port: 80\n"
+	files["payteam/services/all.cue"] = header
+	files["payteam/egress/payments/a.cue"] = header + "egress: payments: a: hosts: [\"a.example.org\"]\n"
+	known := map[*part]bool{}
+	for _, step := range []struct {
+		file  string
+		fresh int
+	}{
+		{"", 11},
+		{"README.md", 0},
+		{"egress/shop/api.cue", 1},
+		{"external/all.cue", 2},
+		{"services/all.cue", 2},
+		{"tests/shop.cue", 1},
+		{"payteam/services/all.cue", 2},
+		{"payteam/team.cue", 4},
+		{"payteam/egress/payments/a.cue", 1},
+		{"mesh.cue", 11},
+	} {
+		files[step.file] += "// moved\n"
+		delete(files, "")
+		if _, findings := load(t, e, files, ""); len(findings) > 0 {
+			t.Fatal(step.file, findings)
+		}
+		fresh := 0
+		for _, p := range e.cache {
+			if !known[p] {
+				known[p] = true
+				fresh++
+			}
+		}
+		if fresh != step.fresh {
+			t.Errorf("%s: %d directories evaluated, want %d", step.file, fresh, step.fresh)
+		}
+	}
+}
