@@ -61,6 +61,7 @@ func policy(root string) (string, error) {
 	b.WriteString("From `schema/v1alpha1/types.cue`; `rules.cue` beside it has the checks. A type is written `v1alpha1.#Name` in policy. " +
 		"`policy.schema.json` beside it is the same as a JSON Schema, for editors of JSON and YAML; how rules decide is in [authorization](authorization.md).\n")
 	builtIn(&b)
+	gateway(&b)
 	for _, decl := range file.Decls {
 		gen, ok := decl.(*ast.GenDecl)
 		if !ok || gen.Tok != token.TYPE {

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
+	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
 // unseen are the checks without an input and its exact output in the tests, each with the reason.
@@ -35,6 +38,56 @@ func TestEveryFindingIsSeen(t *testing.T) {
 	for id, e := range found {
 		t.Errorf("%s is expected in %s, and the catalogue does not explain it", id, e.archive)
 	}
+}
+
+// TestFieldsExist: the fields that the tables of the reference name are fields of the language.
+func TestFieldsExist(t *testing.T) {
+	for _, e := range elsewhere {
+		if !known(reflect.TypeFor[v1alpha1.Policy](), e.field) && !known(reflect.TypeFor[v1alpha1.Service](), e.field) {
+			t.Errorf("there is no field %s", e.field)
+		}
+	}
+	for _, v := range mesh.BuiltIn {
+		// A value is of the object that its path names, whatever level that stands at.
+		path := strings.NewReplacer("filters.", "httpRoutes.*.filters.#.", "workloads.*", "workloads.*.*", "egress.*", "egress.*.*").Replace(v.Path)
+		if !known(reflect.TypeFor[v1alpha1.Policy](), path) && !known(reflect.TypeFor[v1alpha1.Service](), path) {
+			t.Errorf("there is no field %s", v.Path)
+		}
+	}
+	if known(reflect.TypeFor[v1alpha1.Service](), "httpRoutes.*.tmeout") {
+		t.Error("a misspelt field is known")
+	}
+}
+
+// known follows a path of fields, with * for a name and # for an element.
+func known(t reflect.Type, path string) bool {
+	for name := range strings.SplitSeq(path, ".") {
+		for t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		switch {
+		case name == "*" && t.Kind() == reflect.Map, name == "#" && t.Kind() == reflect.Slice:
+			t = t.Elem()
+		case t.Kind() == reflect.Struct:
+			f, ok := fieldByJSON(t, name)
+			if !ok {
+				return false
+			}
+			t = f
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func fieldByJSON(t reflect.Type, name string) (reflect.Type, bool) {
+	for f := range t.Fields() {
+		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name {
+			return f.Type, true
+		}
+	}
+	return nil, false
 }
 
 // TestAround: a long file is shown where the finding is.
