@@ -500,7 +500,7 @@ func look(o *decide.Outcome, path string) string {
 	return fmt.Sprint(o.Handling, o.Status, string(b), string(p))
 }
 
-// doors are what a service's own sidecar says.
+// door is what a service's own sidecar says.
 func door(m *mesh.Mesh, c *decide.Call) bool {
 	in, ok := m.InboundOf(c.Service)
 	if !ok {

@@ -27,7 +27,7 @@ func (t *Tally) Add(c *Cell) {
 	t.cells[k]++
 }
 
-// Callers says in words who some classes of callers are.
+// CallersOf says in words who some classes of callers are.
 func (s *Space) CallersOf(peers []int) []string {
 	in := map[int]bool{}
 	for _, p := range peers {

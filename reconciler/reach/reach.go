@@ -480,7 +480,7 @@ func (g *gatherer) edits(before []rewrite, filters []mesh.Filter, matches []*mes
 	return out
 }
 
-// needs says which dimensions a condition looks at.
+// slot finds a dimension.
 func (s *Space) slot(kind dimKind, name string) (int, bool) {
 	i, ok := s.slots[string(kind)+"\x00"+name]
 	return i, ok
