@@ -6,8 +6,9 @@
 // (the nearest level that sets a field wins), names of services, ports, routes and identities, and the mandates. It
 // refuses whatever the sidecar would not enforce: what policy says and no sidecar does is the worst fault a mesh can
 // have. Everything is compiled first; what the chosen version lacks is found last, by the table of mesh.Enforced (see
-// gate). A [Cache] compiles what a commit changed, with the same outcome. The reconciler's loop owns it; `heddle check`, `plan` and `explain` call it too. It must not import CUE, go-git
-// or any other package of the reconciler.
+// gate). A [Cache] compiles what a commit changed, with the same outcome; [Effective] says what is in force and why. The
+// reconciler's loop owns it; `heddle check`, `plan` and `explain` call it too. It must not import CUE, go-git or any
+// other package of the reconciler.
 //
 // # Choices
 //
