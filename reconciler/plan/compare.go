@@ -337,12 +337,14 @@ type judgement struct {
 	gone    bool
 }
 
+const allowed = "allowed"
+
 func (j *judgement) text() string {
 	switch {
 	case j.gone:
 		return "not there"
 	case j.allowed:
-		return "allowed"
+		return allowed
 	}
 	return "denied"
 }
@@ -532,6 +534,12 @@ func (c *comparison) lines(space *reach.Space, tally *reach.Tally, found *edges,
 				for _, key := range peers[p] {
 					l.cells[key] = true
 				}
+			}
+			if e.door && l.Witness.Identity != "" { // by its routes the caller may come elsewhere
+				call := l.Witness.Call()
+				ob, oa := decide.Judge(c.before, &call), decide.Judge(c.after, &call)
+				// A rule that ends changes one mesh, and its witness is of the time after.
+				l.Witness.Direct = e.at.IsZero() && ob.Allowed() != (e.before == allowed) || oa.Allowed() != (e.after == allowed)
 			}
 			if l.At.IsZero() && !l.Witness.At.Equal(c.o.Now) { // nothing of it is so now
 				l.At = l.Witness.At

@@ -150,8 +150,8 @@ type Line struct {
 	WhereAfter  []Where `json:"whereAfter,omitempty"`
 	// At is when it happens, where that is later than the plan.
 	At time.Time `json:"at,omitzero"`
-	// Witness is one call that the two sides judge or route differently: [decide.Judge] shows it, but for a line of kind
-	// access about a port whose routes hide its own door, where decide.Admit does.
+	// Witness is one call that the two sides judge or route differently: [decide.Judge] shows it, or where it is Direct,
+	// [decide.Admit]. Of a parameter, such as a timeout, it is one call that it is about.
 	Witness *reach.Witness `json:"witness,omitempty"`
 
 	cells map[reach.Key]bool // which classes it is about

@@ -313,3 +313,26 @@ func TestWitnessArgs(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
+
+// TestAddedHeader: a backend that asks for what only a filter completes is seen through the filter.
+func TestAddedHeader(t *testing.T) {
+	b, a := small(), small()
+	for _, m := range []*mesh.Mesh{b, a} {
+		r := &outOf(m, "shop/web").Routes[0]
+		r.Backends[0].Service = "shop/cart"
+		r.Filters = []mesh.Filter{{RequestHeaders: &mesh.HeaderEdit{Add: []mesh.HeaderField{{Name: "via", Value: "web"}}}}}
+	}
+	in := inOf(a, "shop/cart")
+	in.Rules = append(in.Rules, mesh.Rule{ID: "shop/cart/allow/x", Action: mesh.Allow, From: []mesh.Peer{{Identity: "spiffe://mesh.example/ns/edge/sa/gateway"}},
+		Headers: []mesh.HeaderMatch{{Name: "via", Exact: "edge,web"}}})
+	p := Compare(&Side{Mesh: b}, &Side{Mesh: a}, Options{Now: day0})
+	found := false
+	for i := range p.Lines {
+		l := &p.Lines[i]
+		checkWitness(t, 0, b, a, l)
+		found = found || l.To == "shop/web:http" && l.Risk == Widens && l.Witness.Headers["via"] == "edge"
+	}
+	if !found {
+		t.Errorf("%+v", p.Lines)
+	}
+}

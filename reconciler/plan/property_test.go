@@ -622,6 +622,10 @@ func checkWitness(t *testing.T, seed int, b, a *mesh.Mesh, l *Line) {
 		if was == is || l.Kind == KindAccess && (was != (l.Before == "allowed") || is != (l.After == "allowed")) {
 			t.Fatalf("seed %d: %s says %q → %q, and decide %t → %t", seed, l.Witness.Command(), l.Before, l.After, was, is)
 		}
+		ob, oa := decide.Judge(b, &c), decide.Judge(a, &c)
+		if l.Kind == KindAccess && !l.Witness.Direct && (ob.Allowed() != was || oa.Allowed() != is) {
+			t.Fatalf("seed %d: %s says %q → %q, and that is only so at the service's own door", seed, l.Witness.Command(), l.Before, l.After)
+		}
 		return
 	}
 	ob, oa := decide.Judge(b, &c), decide.Judge(a, &c)

@@ -239,6 +239,8 @@ func (p *prover) port(m *mesh.Mesh, n mesh.ServiceName, name string, f *mesh.Flo
 		if v, _ := decide.Admit(in, port, &seen); v.Allowed {
 			if w == nil || c.Call.HTTP {
 				w, related = c.Witness(), []string{v.Rule}
+				o := decide.Judge(m, &c.Call)
+				w.Direct = c.Call.Peer != "" && !o.Allowed()
 			}
 			return !c.Call.HTTP && space.http // a request shows more than a connection
 		}

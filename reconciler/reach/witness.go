@@ -33,6 +33,10 @@ type Witness struct {
 	SNI     string                         `json:"sni,omitempty"`
 	At      time.Time                      `json:"at,omitzero"`
 
+	// Direct says that the call comes to the service's own door, as that of a caller that does not go by its routes:
+	// decide.Admit judges it, and `heddle explain --direct`.
+	Direct bool `json:"direct,omitempty"`
+
 	present bool // At is the time of the question, which is the one that explain takes by itself
 }
 
@@ -85,6 +89,9 @@ func (w *Witness) Args() []string {
 				}
 			}
 		}
+	}
+	if w.Direct {
+		args = append(args, "--direct")
 	}
 	if w.Address.IsValid() {
 		args = append(args, "--address", w.Address.String())
