@@ -73,7 +73,7 @@ func (c *comparison) run() {
 	c.mesh()
 	c.later()
 	c.reach(pairs)
-	c.p.Lines = sorted(c.p.Lines)
+	c.p.Lines, c.p.Refused = split(sorted(c.p.Lines))
 	c.p.Later = sorted(c.p.Later)
 }
 
@@ -167,7 +167,7 @@ type edge struct {
 	idAfter       string
 	door          bool // of a service's own door, rather than of a call through a caller's sidecar
 	at            time.Time
-	judged        bool
+	refused       bool // of calls that both sides refuse
 }
 
 // edges are the classes for each way, by caller.
@@ -283,12 +283,12 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 		return
 	}
 	ob, oa := decide.Judge(c.before, call), decide.Judge(c.after, call)
-	kind := differ(&ob, &oa, call.Path)
+	kind, both := differ(&ob, &oa, call.Path), refused(&ob) && refused(&oa)
 	if kind != alike {
 		own := kind == verdicts && len(ob.Shares) == 1 && ob.Shares[0].Service == call.Service && ob.Shares[0].Port == call.Port &&
 			ob.Shares[0].Allowed == vb.allowed && oa.Shares[0].Allowed == va.allowed
 		if !own && !(ob.Handling == decide.Unknown || oa.Handling == decide.Unknown) {
-			e := edge{kind: KindCall, subject: "route", before: outcomeText(&ob), after: outcomeText(&oa), idBefore: outcomeIDs(&ob), idAfter: outcomeIDs(&oa), risk: Reroutes}
+			e := edge{kind: KindCall, subject: "route", before: outcomeText(&ob), after: outcomeText(&oa), idBefore: outcomeIDs(&ob), idAfter: outcomeIDs(&oa), risk: Reroutes, refused: both}
 			if kind == verdicts {
 				e.subject = "call"
 			}
@@ -297,7 +297,7 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 				e.risk = Widens
 			case loses:
 				e.risk = Narrows
-			case refused(&ob) && refused(&oa): // it goes elsewhere, to be refused there
+			case both: // it goes elsewhere, to be refused there
 				e.risk = Neutral
 			}
 			yield(e)
@@ -308,7 +308,7 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 			if (ob.Handling == decide.Answered || oa.Handling == decide.Answered) && d.subject != "filters" {
 				continue // the caller's sidecar answers, and the rest of the route never comes to pass
 			}
-			e := edge{kind: d.kind, subject: d.subject, before: d.before, after: d.after, risk: d.risk}
+			e := edge{kind: d.kind, subject: d.subject, before: d.before, after: d.after, risk: d.risk, refused: both}
 			if ob.Route != nil {
 				e.idBefore = ob.Route.ID
 			}
@@ -839,6 +839,18 @@ func (c *comparison) callersOf(in *mesh.Inbound, pairs []pair, to map[mesh.Servi
 			}
 		}
 	}
+}
+
+// split sets lines apart that are about calls which both sides refuse.
+func split(all []Line) (lines, refused []Line) {
+	for _, l := range all {
+		if l.edge.refused && l.Risk != Widens && l.Risk != Narrows {
+			refused = append(refused, l)
+		} else {
+			lines = append(lines, l)
+		}
+	}
+	return lines, refused
 }
 
 // sorted puts the worst first.

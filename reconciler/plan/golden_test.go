@@ -158,6 +158,9 @@ func TestGoldens(t *testing.T) {
 			for i := range p.Lines {
 				checkWitness(t, i, b, a, &p.Lines[i])
 			}
+			for i := range p.Refused {
+				checkWitness(t, i, b, a, &p.Refused[i])
+			}
 			var out bytes.Buffer
 			out.WriteString("-- text --\n")
 			if err := p.Text(&out, TextOptions{}); err != nil {

@@ -45,7 +45,7 @@ func Marker(name string) string {
 func (p *Plan) Markdown(o MarkdownOptions) string {
 	m := &markdown{o: o}
 	head := Marker(p.Name) + "\n"
-	if p.Empty() && len(p.Later) == 0 && len(o.Findings) == 0 {
+	if p.Empty() && len(p.Later)+len(p.Refused)+len(o.Findings) == 0 {
 		head += "No change in who may call whom"
 		if o.Unchanged != "" {
 			head += "; " + escape(o.Unchanged)
@@ -82,6 +82,7 @@ func (p *Plan) Markdown(o MarkdownOptions) string {
 			shown = append(shown, &p.Lines[i])
 		}
 	}
+	m.fold(fmt.Sprintf("Refused before and after (%d)", len(p.Refused)), len(p.Refused), func(i int) string { return m.refused(&p.Refused[i]) })
 	m.fold(fmt.Sprintf("See for yourself (%d)", len(shown)), len(shown), func(i int) string { return m.witness(shown[i]) })
 	return m.b.String()
 }
@@ -196,6 +197,11 @@ func (m *markdown) fold(title string, n int, item func(int) string) {
 func (m *markdown) later(l *Line) string {
 	s := l.At.UTC().Format(time.RFC3339) + ": " + l.Risk.glyph(false) + " **" + escape(l.Subject) + "** " + codes(l.From, 4) + " → " + code(l.To) + " " + codes(l.Requests, 3)
 	return s + ": " + cell(l.Before) + " → " + cell(l.After) + " " + strings.ReplaceAll(m.where(l), "<br>", ", ")
+}
+
+// refused is a line about calls that both sides refuse.
+func (m *markdown) refused(l *Line) string {
+	return escape(l.Subject) + " " + codes(l.From, 4) + " → " + code(l.To) + " " + codes(l.Requests, 3) + ": " + cell(l.Before) + " → " + cell(l.After)
 }
 
 func (m *markdown) finding(f *diag.Finding) string {

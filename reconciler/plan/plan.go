@@ -82,6 +82,9 @@ type Plan struct {
 	Before, After Revision
 	// Lines are sorted by risk, worst first, then by subject.
 	Lines []Line
+	// Refused are lines about calls that both sides refuse: only who would refuse them, or how they would have been
+	// treated, changes. They are not part of the verdict.
+	Refused []Line
 	// Later is what will change with no commit: rules of the after side that end. It is not part of the verdict.
 	Later []Line
 	// Reach is what is touched by the change.

@@ -535,7 +535,7 @@ func TestAgainstBruteForce(t *testing.T) {
 	if testing.Short() {
 		pairs = 300
 	}
-	differing, lines, may, quiet := 0, 0, 0, 0
+	differing, lines, refusals, may, quiet := 0, 0, 0, 0, 0
 	for seed := range pairs {
 		g := &gen{Rand: rand.New(rand.NewPCG(uint64(seed), 3)), regex: seed%4 == 3}
 		b := g.mesh()
@@ -550,6 +550,17 @@ func TestAgainstBruteForce(t *testing.T) {
 			byTo[l.To] = append(byTo[l.To], l)
 			lines++
 			checkWitness(t, seed, b, a, l)
+		}
+		for i := range p.Refused {
+			l := &p.Refused[i]
+			byTo[l.To] = append(byTo[l.To], l)
+			refusals++
+			checkWitness(t, seed, b, a, l)
+			c := l.Witness.Call()
+			ob, oa := decide.Judge(b, &c), decide.Judge(a, &c)
+			if ob.Allowed() || oa.Allowed() {
+				t.Fatalf("seed %d: %s is said to be refused on both sides", seed, l.Witness.Command())
+			}
 		}
 		if len(p.Lines) == 0 {
 			quiet++
@@ -598,8 +609,9 @@ func TestAgainstBruteForce(t *testing.T) {
 				look(&ob, c.Path), door(b, c), look(&oa, c.Path), door(a, c), show(t, b, a))
 		}
 	}
-	t.Logf("%d pairs: %d lines, %d differing calls (%d in lines that may change), %d pairs without a line", pairs, lines, differing, may, quiet)
-	if differing < 5*pairs || quiet == 0 || lines < pairs {
+	t.Logf("%d pairs: %d lines, %d about refused calls, %d differing calls (%d in lines that may change), %d pairs without a line",
+		pairs, lines, refusals, differing, may, quiet)
+	if differing < 5*pairs || quiet == 0 || lines < pairs || refusals < pairs/10 {
 		t.Errorf("the cases are lopsided")
 	}
 	if may*10 > differing {

@@ -73,16 +73,23 @@ func (p *Plan) Verdict() string {
 	return text
 }
 
+// refused counts the lines that are about refused calls, in words.
+func (p *Plan) refused() string {
+	return number(len(p.Refused), "more line", "more lines") + " about calls that are refused before and after"
+}
+
+// number is a number with its noun.
+func number(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 // String counts what is touched, in words.
 func (r *Reach) String() string {
-	n := func(n int, one, many string) string {
-		if n == 1 {
-			return "1 " + one
-		}
-		return fmt.Sprintf("%d %s", n, many)
-	}
-	return n(len(r.Services), "service gets new rules", "services get new rules") + ", callers in " + n(len(r.Callers), "service gets new routes", "services get new routes") +
-		", " + n(r.Workloads, "declared workload", "declared workloads")
+	return number(len(r.Services), "service gets new rules", "services get new rules") + ", callers in " +
+		number(len(r.Callers), "service", "services") + " get new routes, " + number(r.Workloads, "declared workload", "declared workloads")
 }
 
 // String says a revision in a few letters.
@@ -153,7 +160,8 @@ type TextOptions struct {
 	Width int
 	// ASCII is for locales without UTF-8.
 	ASCII bool
-	// Full shows every line; else neutral ones beyond the first twenty are only counted.
+	// Full shows every line; else neutral ones beyond the first twenty, and those about calls that both sides refuse, are
+	// only counted.
 	Full bool
 }
 
@@ -181,7 +189,15 @@ func (p *Plan) Text(w io.Writer, o TextOptions) error {
 		t.line(&p.Lines[i], false)
 	}
 	if neutral > 20 && !o.Full {
-		t.wrap("\n", "", fmt.Sprintf("· %d more neutral changes; --full shows them", neutral-20))
+		t.wrap("\n", "", fmt.Sprintf("· %d more neutral changes: --full", neutral-20))
+	}
+	if len(p.Refused) > 0 && !o.Full {
+		t.wrap("\n", "", "· "+p.refused()+": --full")
+	} else if len(p.Refused) > 0 {
+		t.wrap("\n", "", "Refused before and after:")
+		for i := range p.Refused {
+			t.line(&p.Refused[i], false)
+		}
 	}
 	if len(p.Later) > 0 {
 		t.wrap("\n", "", "Later, with no commit:")
@@ -274,9 +290,12 @@ func (p *Plan) JSON(w io.Writer) error {
 
 // MarshalJSON is the plan with its version.
 func (p *Plan) MarshalJSON() ([]byte, error) {
-	items, later := p.Lines, p.Later
+	items, refused, later := p.Lines, p.Refused, p.Later
 	if items == nil {
 		items = []Line{}
+	}
+	if refused == nil {
+		refused = []Line{}
 	}
 	if later == nil {
 		later = []Line{}
@@ -289,7 +308,8 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 		Verdict    string   `json:"verdict"`
 		Worst      Risk     `json:"worst,omitempty"`
 		Items      []Line   `json:"items"`
+		Refused    []Line   `json:"refused"`
 		Later      []Line   `json:"later"`
 		Reach      Reach    `json:"reach"`
-	}{"heddle/v1", p.Name, p.Before, p.After, p.Verdict(), p.Worst(), items, later, p.Reach})
+	}{"heddle/v1", p.Name, p.Before, p.After, p.Verdict(), p.Worst(), items, refused, later, p.Reach})
 }
