@@ -15,14 +15,15 @@ import (
 // big evaluates and compiles a repository that lies in memory, and keeps what it has evaluated.
 type big struct {
 	*testing.B
-	eval  *policy.Evaluator
-	files map[string][]byte
-	opts  compile.Options
+	eval     *policy.Evaluator
+	compiled compile.Cache
+	files    map[string][]byte
+	opts     compile.Options
 }
 
 func newBig(b *testing.B, size bigpolicy.Size) *big {
 	// The repository says more than this sidecar enforces; what is measured is the language.
-	return &big{b, policy.New(policy.Options{}), bigpolicy.Repository(size), compile.Options{ProxyVersion: "any"}}
+	return &big{B: b, eval: policy.New(policy.Options{}), files: bigpolicy.Repository(size), opts: compile.Options{ProxyVersion: "any"}}
 }
 
 func (b *big) mesh() (*mesh.Mesh, mesh.Origins) {
@@ -30,7 +31,7 @@ func (b *big) mesh() (*mesh.Mesh, mesh.Origins) {
 	if err != nil || len(findings.Errors()) > 0 {
 		b.Fatal(err, findings)
 	}
-	m, origins, findings := compile.Compile(doc, b.opts)
+	m, origins, findings := b.compiled.Compile(doc, b.opts)
 	if m == nil {
 		b.Fatal(findings)
 	}

@@ -144,6 +144,8 @@ type reconciler struct {
 	store  *release.Store
 	server *release.Server
 
+	compiled compile.Cache // of the goroutine that works, and of nobody else: see work
+
 	wake  chan struct{} // size 1: there is a commit to work on
 	hints chan struct{} // size 1: somebody on the network says that the repository changed
 	asked chan struct{} // size 1: an operator says so
@@ -613,7 +615,7 @@ func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit)
 		}
 		return none, nil, findings, nil
 	}
-	m, origins, found := compile.Compile(doc, compile.Options{})
+	m, origins, found := r.compiled.Compile(doc, compile.Options{})
 	if findings = append(findings, found...).Errors(); len(findings) > 0 {
 		return none, nil, findings, nil
 	}

@@ -40,11 +40,12 @@ type Options struct {
 }
 
 // Repository is a directory with policy in it. Evaluations are remembered from one revision to the next, so that a walk
-// through history costs what each commit changed. Close it after use.
+// through history costs what each commit changed. It is for one goroutine. Close it after use.
 type Repository struct {
 	dir       string
 	opts      Options
 	evaluator *policy.Evaluator
+	compiled  compile.Cache
 	local     *source.Local // nil until a revision is asked for
 }
 
@@ -323,6 +324,14 @@ func (r *Repository) Base(ctx context.Context) (source.Commit, error) {
 	return r.base(ctx, head, "HEAD")
 }
 
+// HasMain reports whether there is a main branch to compare with.
+func (r *Repository) HasMain(ctx context.Context) bool {
+	return slices.ContainsFunc(mainline, func(ref string) bool {
+		_, err := r.local.Resolve(ctx, ref)
+		return err == nil
+	})
+}
+
 // BaseOf is what a commit is compared with where nobody says: where it left the main branch and, if it is on it, its
 // first parent.
 func (r *Repository) BaseOf(ctx context.Context, commit source.Commit) (source.Commit, error) {
@@ -390,7 +399,7 @@ func (f *Files) Evaluate(ctx context.Context, env string) (*Candidate, error) {
 		if f.lenient {
 			o.ProxyVersion = "any"
 		}
-		c.Mesh, c.Origins, found = compile.Compile(c.Document, o)
+		c.Mesh, c.Origins, found = f.repo.compiled.Compile(c.Document, o)
 		c.Findings = append(c.Findings, found...)
 	}
 	c.Findings = c.Findings.Sorted()
