@@ -63,15 +63,16 @@ func (in *Inbound) ServeExposed(ctx context.Context, ln net.Listener, port strin
 	return in.serve(ctx, ln, in.outside, func(ctx context.Context, c *client) { in.exposed(ctx, c, port) })
 }
 
-// Run watches until ctx ends: tunnels that a new policy no longer allows, or the end of a rule, are closed, connections
-// whose peer's identity no longer holds too, and denials that were held back are logged.
+// Run watches until ctx ends: tunnels that are no longer allowed, by a new policy, at the end of a rule, or since the
+// policy is too old to be believed, are closed, connections whose peer's identity no longer holds too, and denials that
+// were held back are logged.
 func (in *Inbound) Run(ctx context.Context) error {
 	log := zerolog.Ctx(ctx)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	pl, _ := in.Current.Changed()
 	material, _ := in.Identity.Changed()
-	judged := time.Now()
+	judged, stale := time.Now(), false
 	rejudge := func() {
 		in.each(func(c *client) {
 			if !c.allowed() {
@@ -98,7 +99,10 @@ func (in *Inbound) Run(ctx context.Context) error {
 		case <-renewed:
 		case t := <-tick.C:
 			in.denials.flush(log, t)
-			if pl.Ended(judged, t) {
+			// A clock that was set back makes rules hold again that had ended.
+			was := stale
+			stale = pl.Stale(t)
+			if pl.Ended(judged, t) || pl.Ended(t, judged) || stale && !was {
 				rejudge()
 			}
 			judged = t
@@ -308,6 +312,7 @@ func (h *inboundHTTP) request(ctx context.Context, x *exchange, head []byte) (ke
 	if f := h.impossible(x); f != nil {
 		return h.refuse(x, f)
 	}
+	x.req.DropAliases(h.port.Judged)
 	if rule, allowed := h.authorize(x); !allowed {
 		return h.denied(x, rule)
 	}
@@ -456,35 +461,16 @@ func (h *inboundHTTP) judge(x *exchange) func() bool {
 		port := pl.InboundByName(name)
 		ask := kept // judged in more than one goroutine, each with its own time
 		return port != nil && carriesHTTP(port) && (ask.Peer != "" || port.Port.MTLS == mesh.Permissive) &&
+			(!port.Port.CanonicalPaths || decide.CanonicalPath(ask.Path)) &&
 			pl.Authorize(port, &ask, time.Now()).Allowed
 	}
 }
 
 // newAsk is the question that an exchange asks, with copies of what it points into.
 func newAsk(x *exchange) decide.Request {
-	fields := map[string]string{}
-	for i := range x.req.Len() {
-		name, value := x.req.At(i)
-		n := string(asciiLower(name))
-		if was, ok := fields[n]; ok {
-			fields[n] = was + "," + string(value)
-		} else {
-			fields[n] = string(value)
-		}
-	}
+	fields := x.req.Clone()
 	return decide.Request{Peer: x.ask.Peer, Addr: x.ask.Addr, HTTP: true, Method: string(x.req.Method), Path: string(x.req.Path),
-		Header: func(name string) (string, bool) { v, ok := fields[name]; return v, ok }}
-}
-
-func asciiLower(b []byte) []byte {
-	out := make([]byte, len(b))
-	for i, c := range b {
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		out[i] = c
-	}
-	return out
+		Header: func(name string) (string, bool) { v, ok := fields.Get(name); return string(v), ok }}
 }
 
 // serveTCP carries bytes to a port, if the caller may. Those of b that were read already come first.

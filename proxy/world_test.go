@@ -108,6 +108,7 @@ type world struct {
 	inbound         mesh.Inbound
 	outbound        mesh.Outbound
 	endpoints       []balance.Address
+	maxStale        time.Duration // of both; 0: the SVIDs' life, which is not known here
 	logs            *logBuffer
 	ctx             context.Context
 	wants           chan mesh.ServiceName
@@ -193,7 +194,7 @@ func newWorld(t testing.TB, app string, limits Limits, change func(*world)) *wor
 // publish makes w's config the current one of both sidecars, under a new epoch.
 func (w *world) publish() {
 	w.epoch++
-	settings := &mesh.Settings{TrustDomain: td}
+	settings := &mesh.Settings{TrustDomain: td, MaxStale: w.maxStale}
 	origins := mesh.Origins{}
 	for i, r := range w.inbound.Rules {
 		origins[r.ID] = diag.Pos{File: "shop/api.cue", Line: 10 + i}

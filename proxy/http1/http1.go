@@ -9,6 +9,11 @@
 // that buffer changes.
 package http1
 
+import (
+	"bytes"
+	"slices"
+)
+
 // Limits of a message head. They bound memory per connection; both are what common servers use.
 const (
 	MaxHead   = 64 << 10 // bytes of a head, with its empty line
@@ -103,20 +108,35 @@ func (h *Header) reset(b []byte) {
 func (h *Header) name(f *field) []byte  { return h.buf[f.start:f.colon] }
 func (h *Header) value(f *field) []byte { return h.buf[f.vstart:f.vend] }
 
-// Len is the number of field lines.
-func (h *Header) Len() int { return len(h.fields) }
+// Clone returns a copy that outlives the head which it was parsed from.
+func (h *Header) Clone() *Header {
+	c := *h
+	c.buf, c.fields = bytes.Clone(h.buf), slices.Clone(h.fields)
+	return &c
+}
 
-// At returns a field line. Both slices point into the head.
-func (h *Header) At(i int) (name, value []byte) { return h.name(&h.fields[i]), h.value(&h.fields[i]) }
+// DropAliases takes out the fields whose names differ from one of some lower-case names only by "_" for "-", or the other
+// way round: applications behind CGI-like gateways cannot tell them apart, so that they would get what was never judged.
+func (h *Header) DropAliases(names []string) {
+	for i := range h.fields {
+		f := &h.fields[i]
+		for _, name := range names {
+			if alias(h.name(f), name) {
+				f.drop = true
+			}
+		}
+	}
+}
 
-// Get returns the value of a field by its lower-case name, repeated lines joined by "," (RFC 9110, 5.3). It allocates
-// only where lines are repeated.
+// Get returns the value of a field by its lower-case name, repeated lines joined by "," (RFC 9110, 5.3). Fields that do
+// not go on, since Connection names them or [Header.DropAliases] took them out, are not there. It allocates only where
+// lines are repeated.
 func (h *Header) Get(name string) ([]byte, bool) {
 	var v []byte
 	found, joined := false, false
 	for i := range h.fields {
 		f := &h.fields[i]
-		if !foldEqual(h.name(f), name) {
+		if f.drop || !foldEqual(h.name(f), name) {
 			continue
 		}
 		switch {
@@ -186,6 +206,24 @@ func foldEqual(b []byte, s string) bool {
 		}
 	}
 	return true
+}
+
+// alias reports whether b differs from a lower-case name, and case aside only by "_" for "-" or the other way round.
+func alias(b []byte, name string) bool {
+	if len(b) != len(name) {
+		return false
+	}
+	differs := false
+	for i := range len(name) {
+		switch c := lower(b[i]); {
+		case c == name[i]:
+		case c == '_' && name[i] == '-', c == '-' && name[i] == '_':
+			differs = true
+		default:
+			return false
+		}
+	}
+	return differs
 }
 
 // spelled compares b with a lower-case string, case aside and "_" taken for "-": applications behind CGI-like gateways

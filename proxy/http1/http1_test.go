@@ -360,12 +360,12 @@ func FuzzRequest(f *testing.F) {
 			}
 		}
 		count := 0
-		for i := range r.Len() {
-			if name, _ := r.At(i); textproto.CanonicalMIMEHeaderKey(string(name)) != "" {
+		for i := range r.fields {
+			if name := r.name(&r.fields[i]); textproto.CanonicalMIMEHeaderKey(string(name)) != "" {
 				count++
 			}
 		}
-		if count != r.Len() {
+		if count != len(r.fields) {
 			t.Fatalf("%q: a field without a name", b[:end])
 		}
 		if r.Connect {
@@ -383,8 +383,8 @@ func FuzzRequest(f *testing.F) {
 			t.Fatalf("%q became %q, another message", b, out)
 		}
 		ids := 0
-		for i := range again.Len() {
-			if name, _ := again.At(i); spelled(name, "heddle-client-id") {
+		for i := range again.fields {
+			if name := again.name(&again.fields[i]); spelled(name, "heddle-client-id") {
 				ids++
 			}
 		}

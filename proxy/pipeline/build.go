@@ -207,8 +207,17 @@ func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 		}
 	}
 	for _, p := range b.p.ports {
-		if (r.Shadow || r.Action == mesh.AuditRule) && decide.OnPort(r, p.Port.Name) {
+		switch {
+		case !decide.OnPort(r, p.Port.Name):
+		case r.Shadow || r.Action == mesh.AuditRule:
 			p.Observes = true
+		default:
+			p.judges(r.Headers)
+			if len(r.Routes) > 0 {
+				for i := range p.Port.Matches {
+					p.judges(p.Port.Matches[i].Headers)
+				}
+			}
 		}
 	}
 	if !r.Until.IsZero() {
@@ -223,6 +232,15 @@ func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 	}
 	b.header(r.ID)
 	return nil
+}
+
+// judges notes headers that a rule goes by.
+func (p *InboundPort) judges(headers []mesh.HeaderMatch) {
+	for i := range headers {
+		if !slices.Contains(p.Judged, headers[i].Name) {
+			p.Judged = append(p.Judged, headers[i].Name)
+		}
+	}
 }
 
 // header makes the value of heddle-policy before anybody asks.

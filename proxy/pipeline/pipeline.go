@@ -49,6 +49,8 @@ type InboundPort struct {
 	SNI string
 	// App is where the application listens, "host:port".
 	App string
+	// Judged are the headers, in lower case, that enforced rules of the port go by.
+	Judged []string
 	// Observes is set where something is recorded beside the verdicts: audit and shadow rules, and the audit mode.
 	Observes bool
 }
