@@ -535,22 +535,24 @@ func TestLostBlob(t *testing.T) {
 	served()
 
 	spoil() // while it runs; a control plane that asks finds out
-	var h mesh.Hash
-	if entries, err := os.ReadDir(filepath.Join(r.cfg.StateDir, "releases", "blobs")); err != nil {
+	entries, err := os.ReadDir(filepath.Join(r.cfg.StateDir, "releases", "blobs"))
+	if err != nil {
 		t.Fatal(err)
-	} else if b, err := hex.DecodeString(entries[0].Name()); err != nil {
-		t.Fatal(err)
-	} else {
-		copy(h[:], b)
 	}
 	client := r.watch().client
-	r.eventually("the mended blob", func() bool {
-		blobs, err := client.Blobs(t.Context(), &proxyapi.BlobsRequest{Hashes: [][]byte{h[:]}})
-		if err == nil {
-			_, err = blobs.Recv()
+	for _, e := range entries { // they are mended one by one
+		h, err := hex.DecodeString(e.Name())
+		if err != nil {
+			t.Fatal(err)
 		}
-		return err == nil
-	})
+		r.eventually("the mended blob", func() bool {
+			blobs, err := client.Blobs(t.Context(), &proxyapi.BlobsRequest{Hashes: [][]byte{h}})
+			if err == nil {
+				_, err = blobs.Recv()
+			}
+			return err == nil
+		})
+	}
 	served()
 }
 
