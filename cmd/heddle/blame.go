@@ -273,6 +273,7 @@ Exit code 0 is an allowed call, 1 a denied one.`,
 		},
 	}
 	a.flags(cmd)
+	cmd.Flag("at").Usage = "judge as of this `time`, for rules that end; default: TIME"
 	t.flags(cmd, "dir", "env")
 	c.stateFlag(cmd)
 	c.outputFlag(cmd, "table", "json")
@@ -294,8 +295,8 @@ func (c *cli) viewAt(cmd *cobra.Command, t *target, when time.Time) (*view, *pub
 		if !errors.Is(err, published.ErrNone) || given {
 			return nil, nil, err
 		}
-		if !hasPolicy(".") {
-			return nil, nil, &hinted{err, "start a mesh with `heddle up`, say where its state is with --state DIR, or name a policy repository with --dir DIR"}
+		if !hasPolicy(home()) {
+			return nil, nil, &hinted{err, nothingToAsk}
 		}
 	}
 	repo := t.open()

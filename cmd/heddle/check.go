@@ -52,7 +52,7 @@ func (t *target) flags(cmd *cobra.Command, names ...string) {
 
 // open prepares to read the target's repository.
 func (t *target) open() *candidate.Repository {
-	return candidate.Open(cmp.Or(t.dir, "."), candidate.Options{Proxy: t.proxy, Now: time.Now()})
+	return candidate.Open(cmp.Or(t.dir, home()), candidate.Options{Proxy: t.proxy, Now: time.Now()})
 }
 
 // files reads the target.
@@ -156,10 +156,11 @@ func (c *cli) checkCommand() *cobra.Command {
 	var strict bool
 	cmd := &cobra.Command{
 		Use:   "check [DIR]",
-		Short: "Validate the policy repository in a directory, as the reconciler would",
+		Short: "Validate a policy repository as the reconciler would",
 		Long: `Check runs the reconciler's own pipeline: it loads the files, evaluates and compiles them, runs the
 expectations and proves the invariants, and prints the findings of all stages at once. It looks at the files of a
-directory as they lie there, committed or not, without those that Git ignores; or with --rev at a revision.
+directory as they lie there, committed or not, without those that Git ignores; or with --rev at a revision. Without
+DIR it looks for mesh.cue in this directory and in those above it, as all commands about policy do.
 
 Exit code 0: no errors. 1: errors, or with --strict warnings. 3: something could not be read, so nothing is said.`,
 		Example: `  heddle check
@@ -169,7 +170,7 @@ Exit code 0: no errors. 1: errors, or with --strict warnings. 3: something could
   heddle check -o github            # annotations in a pull request`,
 		Args: argsBetween(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t.dir = directory(args)
+			t.dir = c.policyDir(args)
 			return c.check(cmd.Context(), &t, strict)
 		},
 	}
@@ -279,6 +280,38 @@ func (c *cli) rejected(side string, one *candidate.Candidate) error {
 	}
 	return &hinted{noLook(fmt.Errorf("%s has %s, so it is not compiled", side, count(len(one.Findings.Errors()), "finding"))),
 		"mend them; heddle check shows them all"}
+}
+
+// home is the policy repository that is meant where none is named: the nearest directory from here upwards that has a
+// mesh.cue, within the same Git repository.
+func home() string {
+	at, err := os.Getwd()
+	if err != nil {
+		return "."
+	}
+	for up := "."; ; up = filepath.Join(up, "..") {
+		if hasPolicy(up) {
+			return up
+		}
+		_, err := os.Lstat(filepath.Join(up, ".git"))
+		if err == nil || filepath.Dir(at) == at {
+			return "."
+		}
+		at = filepath.Dir(at)
+	}
+}
+
+// policyDir is the policy repository that a command's arguments name. One that lies further up is said on stderr: the
+// positions of findings start there.
+func (c *cli) policyDir(args []string) string {
+	if len(args) > 0 {
+		return args[0]
+	}
+	dir := home()
+	if dir != "." && (c.output == "" || c.output == "text" || c.output == "table") {
+		fmt.Fprintf(c.stderr, "policy repository: %s\n", dir)
+	}
+	return dir
 }
 
 // hasPolicy reports whether a directory looks like a policy repository.

@@ -205,6 +205,9 @@ func (c *cli) stateGiven(cmd *cobra.Command) bool {
 	return cmd.Flags().Changed("state")
 }
 
+// nothingToAsk is what to do where there is neither a mesh nor policy.
+const nothingToAsk = "start a mesh with `heddle up`, say where its state is with --state DIR, or name a policy repository with --dir DIR"
+
 // view is of the repository where --dir or --rev ask for it, or where there is no mesh on this machine and policy lies
 // here; else it is of the release that is applied. releases is nil for the repository.
 func (c *cli) view(cmd *cobra.Command, t *target) (v *view, releases *published.Releases, err error) {
@@ -221,8 +224,8 @@ func (c *cli) view(cmd *cobra.Command, t *target) (v *view, releases *published.
 		if !errors.Is(err, published.ErrNone) || given {
 			return nil, nil, err
 		}
-		if !hasPolicy(".") {
-			return nil, nil, &hinted{err, "start a mesh with `heddle up`, say where its state is with --state DIR, or name a policy repository with --dir DIR"}
+		if !hasPolicy(home()) {
+			return nil, nil, &hinted{err, nothingToAsk}
 		}
 	}
 	v, err = c.look(cmd.Context(), t)

@@ -23,8 +23,8 @@ func (c *cli) historyCommand() *cobra.Command {
 	limit := 20
 	cmd := &cobra.Command{
 		Use:   "history",
-		Short: "List the releases that are kept, or the commits that changed behaviour, newest first",
-		Long: `History lists the kept releases. A revert is a new release with an old behaviour; a commit that only
+		Short: "List the releases, or the commits that changed what the mesh does",
+		Long: `History lists the kept releases, newest first. A revert is a new release with an old behaviour; a commit that only
 moves lines has the behaviour of the one before it. It is read from disk where the reconciler does not run.
 
 Where the state directory has no mesh and policy lies here, or with --dir, it lists the commits of the repository that
@@ -39,8 +39,10 @@ changed what the mesh does, with how many changes of which risk; heddle diff sho
 			}
 			given := c.stateGiven(cmd)
 			_, err := published.Open(c.state)
-			if t.dir != "" || t.env != "" || errors.Is(err, published.ErrNone) && hasPolicy(".") && !given {
+			if none := errors.Is(err, published.ErrNone) && !given; t.dir != "" || t.env != "" || none && hasPolicy(home()) {
 				return c.committed(cmd.Context(), &t, limit)
+			} else if none {
+				return &hinted{err, nothingToAsk}
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), askWithin)
 			defer cancel()

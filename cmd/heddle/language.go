@@ -292,7 +292,7 @@ Exit code 0: all are formatted. 1: with --check, some are not; or a file cannot 
   heddle policy fmt policy --check`,
 		Args: argsBetween(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t.dir = directory(args)
+			t.dir = c.policyDir(args)
 			repo := t.open()
 			defer repo.Close()
 			files, err := t.files(cmd.Context(), repo)

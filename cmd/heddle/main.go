@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,10 +56,41 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	if !c.started {
-		err = &usageError{err: err, command: cmd.CommandPath()}
+	if usage := (*usageError)(nil); !c.started {
+		err = &usageError{err: misspelt(root, cmd, args, err), command: cmd.CommandPath()}
+		c.output = cmp.Or(formatIn(args), c.output)
+	} else if errors.As(err, &usage) {
+		usage.command = cmd.CommandPath()
 	}
 	return c.report(err)
+}
+
+// misspelt is what is wrong with a command line: where it names no command, that, rather than that the command above it
+// does not know the flags.
+func misspelt(root, cmd *cobra.Command, args []string, err error) error {
+	_, rest, _ := root.Find(args)
+	if cmd.HasSubCommands() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-") {
+		return cmp.Or(cmd.Args(cmd, rest[:1]), err)
+	}
+	return err
+}
+
+// formatIn is the output format that a command line asks for, whatever else is wrong with it: its error is in that format.
+func formatIn(args []string) string {
+	for i, arg := range args {
+		switch {
+		case (arg == "-o" || arg == "--output") && i+1 < len(args):
+			return args[i+1]
+		case strings.HasPrefix(arg, "--output="), strings.HasPrefix(arg, "-o="):
+			_, format, _ := strings.Cut(arg, "=")
+			return format
+		case strings.HasPrefix(arg, "-o"):
+			return arg[2:]
+		case arg == "--":
+			return ""
+		}
+	}
+	return os.Getenv(flagenv.Name("output"))
 }
 
 func (c *cli) root() *cobra.Command {
@@ -104,7 +136,30 @@ Start with "heddle up": a whole mesh on this machine, with an example to change.
 	root.SetHelpCommand(help)
 	c.prepare(help)
 	c.prepare(root)
+	if c.out.Width > 0 {
+		root.AddCommand(help) // cobra would add it later
+		fit(root, c.width())
+	}
 	return root
+}
+
+// fit breaks the prose and the flags of all help between words for a terminal; examples stay lines to paste.
+func fit(root *cobra.Command, width int) {
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", fmt.Sprintf("Flags.FlagUsagesWrapped %d ", width)))
+	var each func(*cobra.Command)
+	each = func(cmd *cobra.Command) {
+		paragraphs := strings.Split(cmd.Long, "\n\n")
+		for i, p := range paragraphs {
+			if !strings.Contains(p, "\n  ") { // no list
+				paragraphs[i] = wrap(p, "", width)
+			}
+		}
+		cmd.Long = strings.Join(paragraphs, "\n\n")
+		for _, sub := range cmd.Commands() {
+			each(sub)
+		}
+	}
+	each(root)
 }
 
 // prepare gives every command of the tree what all have: flags from the environment, and the mark that its own code

@@ -9,10 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
 )
 
 // commands walks the whole tree, so that a new command is held to the manners without being listed anywhere.
@@ -268,5 +271,51 @@ func TestScaffold(t *testing.T) {
 	}
 	if diff := cmp.Diff(read(template), read(filepath.Join(dir, "repo"))); diff != "" {
 		t.Errorf("policy-repo-template differs from what is written (-template +written):\n%s", diff)
+	}
+}
+
+// On a terminal help breaks no word; what is longer than a line is there to be pasted.
+func TestHelpFits(t *testing.T) {
+	for _, cmd := range commands(t) {
+		var out bytes.Buffer
+		c := &cli{stdout: &out, stderr: &out, out: terminal.Style{Width: 80}}
+		root := c.root()
+		root.SetArgs(words(cmd, "--help"))
+		if err := root.Execute(); err != nil {
+			t.Fatal(err)
+		}
+		example := false
+		for line := range strings.Lines(out.String()) {
+			if line = strings.TrimSuffix(line, "\n"); line != "" && line[0] != ' ' {
+				example = line == "Examples:" || line == "Usage:"
+			}
+			if utf8.RuneCountInString(line) > 80 && !example {
+				t.Errorf("%s: %d columns: %s", cmd.CommandPath(), utf8.RuneCountInString(line), line)
+			}
+		}
+	}
+}
+
+// An error is in the format that was asked for, also where the command line is wrong.
+func TestUsageErrors(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"check", "--nope", "-o", "json"}, {"check", "-ojson", "a", "b"}, {"nope", "--output=json"}, {"policy", "nope", "-o", "json"},
+		{"explain", "a", "-o", "json"}, {"wait", "x", "-o", "json"}, {"plan", "--fail-on", "all", "-o", "json"}, {"help", "nope", "-o", "json"},
+	} {
+		var v struct {
+			APIVersion, Error, Hint string
+			Code                    int
+		}
+		r := heddle(t, dir, nil, args...)
+		if err := json.Unmarshal([]byte(r.stderr), &v); err != nil || v.APIVersion != "heddle/v1" || v.Code != exitUsage || r.code != exitUsage || v.Error == "" || v.Hint == "" {
+			t.Errorf("%v: %v: %+v", args, err, r)
+		}
+	}
+	if r := heddle(t, dir, nil, "nope", "-o", "json"); !strings.Contains(r.stderr, `has no command`) {
+		t.Errorf("a command that does not exist: %+v", r)
+	}
+	if r := heddle(t, dir, []string{"HEDDLE_OUTPUT=json"}, "check", "--nope"); !strings.HasPrefix(r.stderr, "{") {
+		t.Errorf("HEDDLE_OUTPUT: %+v", r)
 	}
 }

@@ -31,7 +31,7 @@ type fresh struct {
 func (c *cli) policyNewCommand() *cobra.Command {
 	var dir string
 	dirFlag := func(cmd *cobra.Command) *cobra.Command {
-		cmd.Flags().StringVar(&dir, "dir", ".", "the policy repository's `directory`")
+		cmd.Flags().StringVar(&dir, "dir", "", "the policy repository's `directory`")
 		if err := cmd.MarkFlagDirname("dir"); err != nil {
 			panic(err) // the flag was just defined
 		}
@@ -195,6 +195,9 @@ func cueLabel(name string) string {
 
 // writeNew writes a file into a repository that the file leaves valid.
 func (c *cli) writeNew(ctx context.Context, dir string, f fresh) error {
+	if dir == "" {
+		dir = c.policyDir(nil)
+	}
 	t := target{dir: dir}
 	repo := t.open()
 	defer repo.Close()

@@ -252,7 +252,7 @@ func (c *cli) names(cmd *cobra.Command, of func(*mesh.Mesh) []string) []string {
 		}
 	}
 	r, err := published.Open(c.state)
-	if cmd.Flags().Lookup("dir") != nil && (t.dir != "" || t.rev != "" || err != nil && hasPolicy(".")) {
+	if cmd.Flags().Lookup("dir") != nil && (t.dir != "" || t.rev != "" || err != nil && hasPolicy(home())) {
 		one, err := c.read(cmd.Context(), &t)
 		if err != nil || one.Mesh == nil {
 			return nil

@@ -31,6 +31,7 @@ type comparison struct {
 	url      string // of the repository, for links
 	subdir   string // of the policy in it
 	detailed bool
+	full     bool // every line is shown
 	judges   bool // whether what is wrong with the new side is shown
 }
 
@@ -38,7 +39,7 @@ func (c *cli) planCommand() *cobra.Command {
 	var p comparison
 	cmd := &cobra.Command{
 		Use:   "plan [DIR]",
-		Short: "Say what a change of policy will do: who may newly call whom, and who no longer",
+		Short: "Say what a change of policy will do: who may newly call whom",
 		Long: `Plan compiles two states of a policy repository and compares what they do, not how they are written: who may call
 what and may no longer, encryption that appears or goes, traffic that moves, timeouts, retries and limits. Each line
 has a risk, the deciding lines of both sides, and one call that the two judge or route differently, as arguments for
@@ -57,7 +58,7 @@ old one not compiled. With --detailed-exitcode, 10: compared, and something chan
   heddle plan -o markdown --name mesh-policy --repository-url https://git.example.org/acme/mesh-policy > comment.md`,
 		Args: argsBetween(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p.dir, p.judges = directory(args), true
+			p.dir, p.judges = c.policyDir(args), true
 			return c.plan(cmd.Context(), &p)
 		},
 	}
@@ -65,6 +66,7 @@ old one not compiled. With --detailed-exitcode, 10: compared, and something chan
 	f.StringVar(&p.from, "from", "", "the old side's `revision`; default: where HEAD left the main branch")
 	f.StringVar(&p.to, "to", "", "the new side's `revision`; default: the files as they lie there")
 	f.StringVar(&p.failOn, "fail-on", "", "exit with 1 where a line has one of these comma-separated `risks`: "+riskNames())
+	p.fullFlag(cmd)
 	f.BoolVar(&p.detailed, "detailed-exitcode", false, "exit with 10 where something changes")
 	f.StringVar(&p.name, "name", "mesh-policy", "the plan's `name`, by which a later comment finds an earlier one")
 	f.StringVar(&p.url, "repository-url", "", "the repository's `address` on its forge, for links to lines")
@@ -76,6 +78,11 @@ old one not compiled. With --detailed-exitcode, 10: compared, and something chan
 	complete(cmd, "fail-on", names...)
 	c.outputFlag(cmd, "text", "markdown", "json")
 	return cmd
+}
+
+// fullFlag adds --full.
+func (p *comparison) fullFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&p.full, "full", false, "show every line, also those about calls that are refused before and after")
 }
 
 func riskNames() string {
@@ -90,7 +97,7 @@ func (c *cli) diffCommand() *cobra.Command {
 	var p comparison
 	cmd := &cobra.Command{
 		Use:   "diff REV [REV]",
-		Short: "Say what differs between two revisions of policy, or between one and the work tree",
+		Short: "Say what two revisions of policy do differently",
 		Long: `Diff is heddle plan between two revisions: what they do, not how they are written. With one revision it compares
 that with the files as they lie there.
 
@@ -99,6 +106,9 @@ The exit codes are those of kubectl diff. 0: both do the same. 1: they differ. M
   heddle diff HEAD~3 --dir policy`,
 		Args: argsBetween(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if p.dir == "" {
+				p.dir = c.policyDir(nil)
+			}
 			p.from = args[0]
 			if len(args) == 2 {
 				p.to = args[1]
@@ -123,6 +133,7 @@ The exit codes are those of kubectl diff. 0: both do the same. 1: they differ. M
 			return nil
 		},
 	}
+	p.fullFlag(cmd)
 	p.flags(cmd, "dir", "env", "all-envs")
 	c.outputFlag(cmd, "text", "json")
 	return cmd
@@ -176,6 +187,10 @@ func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
 		if head, dirty, err = repo.Head(ctx, after); err != nil {
 			return nil, noLook(err)
 		}
+	}
+	if p.from == "" && !dirty && base.Hash == head.Hash && !repo.HasMain(ctx) {
+		return nil, &hinted{noLook(fmt.Errorf("there is nothing to compare: HEAD has no changes, and no main branch is here that it could have left")),
+			"fetch the main branch, or name the old side with --from"}
 	}
 	if git, err := repo.Git(); err == nil {
 		p.subdir = git.Subdir()
@@ -296,7 +311,7 @@ func (c *cli) printPlans(p *comparison, pairs []pair) error {
 		case one.plan == nil:
 			err = diag.Text(&b, one.after.Findings.Errors(), c.out.Color)
 		default:
-			if err = one.plan.Text(&b, plan.TextOptions{Width: c.out.Width, ASCII: !c.out.Unicode}); err == nil {
+			if err = one.plan.Text(&b, plan.TextOptions{Width: c.out.Width, ASCII: !c.out.Unicode, Full: p.full}); err == nil {
 				err = diag.Text(&b, one.after.Findings, c.out.Color)
 			}
 		}

@@ -35,7 +35,7 @@ copy in any case; this one is for the stock cue CLI and for editors.`,
 		Example: `  heddle policy upgrade && git commit -am "Upgrade the policy schema"`,
 		Args:    argsBetween(0, 1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			return c.writePolicy(directory(args), true)
+			return c.writePolicy(c.policyDir(args), true)
 		},
 	}
 	c.outputFlag(init, "table", "json")

@@ -25,11 +25,11 @@ that serves, validated, compiled, signed and handed to the control planes; a com
 changes nothing, and "heddle status" says why.
 
 A commit is held, until an operator says otherwise, if it
-  - is the first of a mesh                    heddle resume --accept-first
-  - does not descend from the applied one     heddle resume --accept-rewind
-  - leaves no service at all                  heddle resume --accept-empty
-  - changes the trust domain                  heddle resume --accept-trust-domain
-  - delegates to a directory and uses it      heddle resume --accept-fences
+  - is the first of a mesh                   heddle resume --accept-first
+  - does not descend from the applied one    heddle resume --accept-rewind
+  - leaves no service at all                 heddle resume --accept-empty
+  - changes the trust domain                 heddle resume --accept-trust-domain
+  - delegates to a directory and uses it     heddle resume --accept-fences
 
 A local repository is looked at five times a second, a remote one about every 30 s. To be faster, have the
 Git server call POST http://HOST:4183/hint: it carries no data and needs no secret.

@@ -34,7 +34,7 @@ Exit code 0: all hold, or there are none. 1: one fails, or the policy has errors
   heddle test policy --all-envs -o junit > heddle.xml`,
 		Args: argsBetween(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t.dir = directory(args)
+			t.dir = c.policyDir(args)
 			match, err := regexp.Compile(only)
 			if err != nil {
 				return usagef("--run: %w", err)
