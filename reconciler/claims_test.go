@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,6 +54,13 @@ func TestClaims(t *testing.T) {
 
 	// In commits of their own both pass, one after the other.
 	r.await(r.commit("Drop the invariant", files{pci: pciFile(shopCalls)}), Pushing)
+	// A warning stops nothing and is told.
+	warned := r.commit("Offer what nobody may call", files{"services/dev/idle.cue": "package policy\n\nservices: dev: idle: ports: http: {port: 80, protocol: \"http1\"}\n"})
+	if s := r.await(warned, Pushing); !slices.ContainsFunc(s.Observed.Warnings, func(f diag.Finding) bool {
+		return f.ID == diag.NobodyCalls && f.Pos.File == "services/dev/idle.cue"
+	}) {
+		t.Errorf("warnings: %v", s.Observed.Warnings)
+	}
 	r.await(r.commit("Now let a developer in", files{pci: pciFile(shopCalls + `, {service: "dev/tool"}`)}), Pushing)
 }
 

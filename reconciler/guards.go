@@ -121,5 +121,5 @@ func judgeClaims(doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, app
 			findings.Add(f)
 		}
 	}
-	return findings.Errors()
+	return findings
 }

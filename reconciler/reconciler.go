@@ -449,8 +449,8 @@ func (r *reconciler) mend(ctx context.Context) error {
 	src := base.Record.Sources[0]
 	candidate, _, findings, err := r.compile(ctx, base.Record.Env,
 		source.Commit{Hash: src.Commit, Subject: src.Subject, Author: src.Author, Time: src.Time})
-	if err == nil && len(findings) > 0 {
-		err = fmt.Errorf("this version of Heddle finds fault with it: %s", findings[0].Message)
+	if faults := findings.Errors(); err == nil && len(faults) > 0 {
+		err = fmt.Errorf("this version of Heddle finds fault with it: %s", faults[0].Message)
 	}
 	if err == nil {
 		_, blobs := release.Build(candidate)
@@ -500,13 +500,18 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 		if base != nil {
 			applied = &base.Record.Guards
 		}
-		findings = judgeClaims(doc, candidate.Mesh, candidate.Origins, applied, time.Now())
+		findings = append(findings, judgeClaims(doc, candidate.Mesh, candidate.Origins, applied, time.Now())...)
 	}
-	if len(findings) > 0 {
+	switch {
+	case len(findings.Errors()) > 0:
 		return r.reject(ctx, tip, findings)
+	case candidate.Mesh == nil:
+		return fmt.Errorf("commit %s gave neither a mesh nor findings", short(tip.Hash))
 	}
 	rec, blobs := release.Build(candidate)
-	r.advance(tip, Compiled)
+	r.mu.Lock()
+	r.set(tip, Observed{State: Compiled, Warnings: findings.Sorted()})
+	r.mu.Unlock()
 	if base != nil {
 		stops := append(judgeMesh(base.Record.Guards, rec.Guards), judgeFences(&base.Record.Guards, candidate.Fences, doc.Uses)...)
 		if stop := permit.first(tip.Hash, stops...); stop != nil {
@@ -616,14 +621,14 @@ func (r *reconciler) compile(ctx context.Context, env string, tip source.Commit)
 		return none, nil, findings, nil
 	}
 	m, origins, found := r.compiled.Compile(doc, compile.Options{})
-	if findings = append(findings, found...).Errors(); len(findings) > 0 {
+	if findings = append(findings, found...); m == nil || len(findings.Errors()) > 0 {
 		return none, nil, findings, nil
 	}
 	return release.Candidate{
 		Source: record.Source{Name: "policy", URL: r.src.URL(), Ref: r.ref(), Commit: tip.Hash,
 			Subject: tip.Subject, Author: tip.Author, Time: tip.Time.UTC()},
 		Env: env, Compiler: r.cfg.Version, Mesh: m, Origins: origins, Fences: fences(doc.Delegated),
-	}, doc, nil, nil
+	}, doc, findings, nil
 }
 
 // fences are a document's delegations as a release keeps them.
@@ -681,6 +686,9 @@ func (r *reconciler) set(tip source.Commit, to Observed) {
 	to.Commit, to.Subject, to.Author, to.Time, to.Since = o.Commit, o.Subject, o.Author, o.Time, time.Now()
 	if o.State == to.State {
 		to.Since = o.Since
+	}
+	if to.State != Rejected && to.Warnings == nil {
+		to.Warnings = o.Warnings
 	}
 	r.status.Observed = &to
 }

@@ -87,6 +87,8 @@ type Observed struct {
 	Accept Accept `json:"accept,omitempty"`
 	// Findings are all that is wrong with a rejected commit, sorted.
 	Findings diag.List `json:"findings,omitempty"`
+	// Warnings are findings that reject nothing: what a commit that passes probably does not mean.
+	Warnings diag.List `json:"warnings,omitempty"`
 }
 
 // Applied is the release that serves.

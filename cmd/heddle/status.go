@@ -170,6 +170,9 @@ func (c *cli) printStatus(r *statusReport) error {
 			}
 			fmt.Fprintf(&b, "%s\n", count(len(o.Findings), "finding"))
 		}
+		if n := len(o.Warnings); n > 0 {
+			fmt.Fprintf(&b, "\n%s; the first: %s\n  heddle check\n", count(n, "warning"), terminal.Clean(o.Warnings[0].String()))
+		}
 	}
 	_, err := io.WriteString(c.stdout, b.String())
 	return err
