@@ -418,7 +418,7 @@ func (g *gen) call(m *mesh.Mesh, both ...*mesh.Mesh) *decide.Call {
 	w.Headers, w.Query, w.Tokens = map[string]string{}, map[string]string{}, map[string]map[string][]string{}
 	for _, h := range []string{"x", "y"} {
 		if g.chance(50) {
-			w.Headers[h] = pick(g, "1", "2", "3", "1,z", "zz", "v9", "", "77")
+			w.Headers[h] = pick(g, "1", "2", "3", "1,z", "1, 2", "3,v9,2", "zz", "v9", "", "77")
 		}
 	}
 	if w.Method == "OPTIONS" && g.chance(40) {

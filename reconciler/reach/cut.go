@@ -140,7 +140,7 @@ func (s *Space) cutRest(g *gatherer, now time.Time) {
 	ends := []time.Time{}
 	prefixes := map[netip.Prefix]bool{}
 	snis := map[string]bool{}
-	headers, queries := map[string][]mesh.HeaderMatch{}, map[string][]mesh.HeaderMatch{}
+	headers, queries, lists := map[string][]mesh.HeaderMatch{}, map[string][]mesh.HeaderMatch{}, map[string][]mesh.HeaderMatch{}
 	claims := map[string]map[string][][]string{}
 	for i := range s.conds {
 		c := &s.conds[i]
@@ -155,6 +155,9 @@ func (s *Space) cutRest(g *gatherer, now time.Time) {
 		}
 		for _, h := range c.headers {
 			headers[h.Name] = append(headers[h.Name], h)
+			if c.lists && !h.Present && !strings.HasPrefix(h.Name, "\x00") { // which only stands for an expression
+				lists[h.Name] = append(lists[h.Name], h)
+			}
 		}
 		for _, h := range c.query {
 			queries[h.Name] = append(queries[h.Name], h)
@@ -185,10 +188,13 @@ func (s *Space) cutRest(g *gatherer, now time.Time) {
 		}
 	}
 	for _, name := range sortedKeys(headers) {
-		s.addDim(fieldDim(dimHeader, name, headers[name], g.added[name]))
+		d, ok := fieldDim(dimHeader, name, headers[name], lists[name], g.added[name])
+		s.overflow = s.overflow || !ok
+		s.addDim(d)
 	}
 	for _, name := range sortedKeys(queries) {
-		s.addDim(fieldDim(dimQuery, name, queries[name], nil))
+		d, _ := fieldDim(dimQuery, name, queries[name], nil, nil)
+		s.addDim(d)
 	}
 	// Which dimensions each condition looks at.
 	for i := range s.conds {
@@ -336,15 +342,10 @@ func sniDim(patterns []string) dim {
 }
 
 // fieldDim has the values of a header, or of a parameter, that conditions tell apart: each that one names, another, none.
-// added are values that filters put behind it.
-func fieldDim(kind dimKind, name string, matches []mesh.HeaderMatch, added []string) dim {
-	seen := map[string]bool{}
-	matches = slices.DeleteFunc(slices.Clone(matches), func(m mesh.HeaderMatch) bool {
-		b, _ := json.Marshal(m)
-		was := seen[string(b)]
-		seen[string(b)] = true
-		return was
-	})
+// lists are the conditions that may be meant by one of several values, so that each union of values is one too. added are
+// values that filters put behind it. It reports whether there are few enough to try them all.
+func fieldDim(kind dimKind, name string, matches, lists []mesh.HeaderMatch, added []string) (dim, bool) {
+	matches, lists = distinct(matches), distinct(lists)
 	var texts []string
 	for _, m := range matches {
 		switch {
@@ -375,7 +376,8 @@ func fieldDim(kind dimKind, name string, matches []mesh.HeaderMatch, added []str
 		case exact && slices.Contains(texts, v.text):
 			return "=" + v.text
 		}
-		return bitsOf(len(matches), func(i int) bool { return decide.ValueMatches(&matches[i], v.text) })
+		return bitsOf(len(matches), func(i int) bool { return decide.ValueMatches(&matches[i], v.text) }) +
+			bitsOf(len(lists), func(i int) bool { return decide.ValueMayMatch(&lists[i], v.text) })
 	}
 	if !strings.HasPrefix(name, atomPath) { // a path is never missing
 		d.put(value{})
@@ -388,10 +390,39 @@ func fieldDim(kind dimKind, name string, matches []mesh.HeaderMatch, added []str
 	for _, t := range texts {
 		d.put(value{there: true, text: t})
 	}
-	return d
+	beside := len(d.vals)
+	for _, m := range lists {
+		for _, t := range slices.Concat(m.OneOf, []string{m.Exact}) {
+			if t != "" {
+				d.put(value{there: true, text: t + "," + fresh})
+			}
+		}
+	}
+	for i := beside; i < len(d.vals); i++ {
+		for j := beside; j < i; j++ {
+			if len(d.vals) > mostClaims {
+				return d, false
+			}
+			d.put(value{there: true, text: d.vals[i].text + "," + d.vals[j].text})
+		}
+	}
+	return d, true
 }
 
-// mostClaims bounds the sets of values that one claim is tried with.
+// distinct leaves out repetitions.
+func distinct(matches []mesh.HeaderMatch) (out []mesh.HeaderMatch) {
+	seen := map[string]bool{}
+	for _, m := range matches {
+		b, _ := json.Marshal(m)
+		if !seen[string(b)] {
+			out = append(out, m)
+		}
+		seen[string(b)] = true
+	}
+	return out
+}
+
+// mostClaims bounds the sets of values that one claim, or one header, is tried with.
 const mostClaims = 512
 
 // claimDim has the lists of values of a claim that conditions tell apart. A claim may hold several values, so each union

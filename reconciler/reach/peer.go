@@ -13,14 +13,15 @@ type Callers struct {
 	owner   map[string]mesh.ServiceName
 	several map[string]bool // identities of services that have others too
 	sorted  []string
-	odd     []string // those that do not say the namespace of their service
+	odd     []string            // those that do not say the namespace of their service
+	moved   map[string][]string // the namespace in each mesh, of those that went from one to another
 	domains []string
 }
 
 // NewCallers gathers the identities that services declare. Of one declared in several meshes the last counts.
 func NewCallers(meshes ...*mesh.Mesh) *Callers {
-	c := &Callers{owner: map[string]mesh.ServiceName{}, several: map[string]bool{}}
-	for _, m := range meshes {
+	c := &Callers{owner: map[string]mesh.ServiceName{}, several: map[string]bool{}, moved: map[string][]string{}}
+	for side, m := range meshes {
 		if m == nil {
 			continue
 		}
@@ -29,6 +30,9 @@ func NewCallers(meshes ...*mesh.Mesh) *Callers {
 		}
 		for i := range m.Inbound {
 			for _, id := range m.Inbound[i].Identities {
+				if was, ok := c.owner[id]; ok && was.Namespace() != m.Inbound[i].Service.Namespace() {
+					c.moves(id, was.Namespace(), m.Inbound[i].Service.Namespace(), side, len(meshes))
+				}
 				c.owner[id] = m.Inbound[i].Service
 				c.several[id] = len(m.Inbound[i].Identities) > 1
 			}
@@ -44,6 +48,25 @@ func NewCallers(meshes ...*mesh.Mesh) *Callers {
 		}
 	}
 	return c
+}
+
+// moves notes that an identity is of another namespace from a mesh on.
+func (c *Callers) moves(id, was, is string, side, meshes int) {
+	if c.moved[id] == nil {
+		c.moved[id] = slices.Repeat([]string{was}, meshes)
+	}
+	for i := side; i < meshes; i++ {
+		c.moved[id][i] = is
+	}
+}
+
+// Of is a call as its caller makes it in one of the meshes, by its index: there, its namespace may be another.
+func (c *Callers) Of(side int, call *decide.Call) decide.Call {
+	out := *call
+	if by := c.moved[call.Peer]; by != nil {
+		out.Namespace = by[side]
+	}
+	return out
 }
 
 // Owner is the service that declares an identity.
@@ -125,8 +148,8 @@ func (s *Space) cutPeers(g *gatherer) {
 		p.Named = append(p.Named, id)
 	}
 	if len(g.spaces) > 0 {
-		for _, id := range s.callers.odd {
-			if p := put(id); !named[id] {
+		for _, id := range slices.Concat(s.callers.odd, sortedKeys(s.callers.moved)) {
+			if p := put(id); !named[id] && !slices.Contains(p.Named, id) {
 				p.Named = append(p.Named, id)
 			}
 		}
@@ -136,6 +159,9 @@ func (s *Space) cutPeers(g *gatherer) {
 	for _, d := range s.callers.domains {
 		root := "spiffe://" + d + "/"
 		bases = append(bases, root)
+		if len(g.spaces) > 0 { // a suffix may look like a namespace, and is none behind another one
+			bases = append(bases, root+"ns/any/")
+		}
 		for _, ns := range g.spaces {
 			bases = append(bases, root+"ns/"+ns+"/")
 		}
@@ -214,8 +240,12 @@ func (s *Space) peerKey(id, ns string) (set, string) {
 	if ns == "" {
 		ns = mesh.PeerNamespace(id)
 	}
+	moved := s.callers.moved[id]
 	for i := range s.conds {
 		c := &s.conds[i]
+		if moved != nil && len(moved) == s.sides {
+			ns = moved[c.side]
+		}
 		if c.namespace != "" && (id == "" || c.namespace != ns) {
 			continue
 		}

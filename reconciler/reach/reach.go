@@ -51,6 +51,7 @@ type Space struct {
 	slots    map[string]int // of dims, by kind and name
 	http     bool           // requests can be seen
 	callers  *Callers
+	sides    int     // of the question's meshes
 	words    []named // of the patterns, once somebody asks
 	budget   int
 	overflow bool
@@ -63,7 +64,7 @@ type Question struct {
 	Port    string
 	// Meshes are those in which calls will be judged: one, or the two sides of a change.
 	Meshes []*mesh.Mesh
-	// Callers are the declared identities; see [NewCallers].
+	// Callers are the identities that Meshes declare, in that order; see [NewCallers].
 	Callers *Callers
 	// Routed says that callers' routes and the backends behind them count, not only the service's own door.
 	Routed bool
@@ -86,6 +87,7 @@ type cond struct {
 	paths     [][]mesh.PathMatch // each of the lists must hold by one of its elements
 	loose     bool               // it judges a path that was rewritten: paths do not bound where it counts
 	headers   []mesh.HeaderMatch
+	lists     bool // one of several values of a header may be the one
 	query     []mesh.HeaderMatch
 	networks  []netip.Prefix
 	sni       []string
@@ -129,7 +131,7 @@ func (s set) each(f func(i int)) {
 
 // New cuts the calls to a port. It returns [ErrBudget] where a single dimension is already too large.
 func New(q *Question) (*Space, error) {
-	s := &Space{Service: q.Service, Port: q.Port, callers: q.Callers, budget: q.Budget, slots: map[string]int{}}
+	s := &Space{Service: q.Service, Port: q.Port, callers: q.Callers, sides: len(q.Meshes), budget: q.Budget, slots: map[string]int{}}
 	if s.budget == 0 {
 		s.budget = Budget
 	}
@@ -229,14 +231,14 @@ func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite) {
 	g.doors[[2]string{string(in.Service), port}] = true
 	back := g.in("rules of " + string(in.Service) + ":" + port)
 	defer func() { back() }()
-	raw, routed := bytesOnly(p.Protocol), false
+	raw, routed, denied := bytesOnly(p.Protocol), false, false
 	for i := range in.Rules {
 		r := &in.Rules[i]
 		if r.Action == mesh.AuditRule || r.Shadow || !decide.OnPort(r, port) {
 			continue
 		}
 		g.says = string(mesh.Canonical(r))
-		c := cond{from: r.From, sni: r.SNI, until: r.Until, loose: len(pull) > 0}
+		c := cond{from: r.From, sni: r.SNI, until: r.Until, loose: len(pull) > 0, lists: r.Action == mesh.DenyRule}
 		for _, n := range r.Networks {
 			c.networks = append(append(c.networks, n.CIDR), n.Except...)
 		}
@@ -247,6 +249,7 @@ func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite) {
 				g.pullBack(r.Paths, pull)
 			}
 			routed = routed || len(r.Routes) > 0
+			denied = denied || len(r.Routes) > 0 && r.Action == mesh.DenyRule
 		}
 		g.add(c)
 	}
@@ -255,7 +258,7 @@ func (g *gatherer) door(in *mesh.Inbound, port string, pull []rewrite) {
 		back = g.in("matches of " + string(in.Service) + ":" + port)
 		for i := range p.Matches {
 			g.says = string(mesh.Canonical(p.Matches[i]))
-			g.add(g.with(cond{loose: len(pull) > 0}, &p.Matches[i], pull))
+			g.add(g.with(cond{loose: len(pull) > 0, lists: denied}, &p.Matches[i], pull))
 		}
 	}
 }

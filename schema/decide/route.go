@@ -14,7 +14,7 @@ func Matches(m *mesh.Match, r *Request) bool { return matches(m, r, false) }
 // matches is Matches with what a missing header counts for: a deny rule is not escaped by leaving out what it asks for.
 func matches(m *mesh.Match, r *Request, missing bool) bool {
 	return PathMatches(&m.Path, r.Path) && (m.Method == "" || r.Method == m.Method) &&
-		fieldsMatch(m.Headers, r.Header, missing) && fieldsMatch(m.Query, r.Query, missing)
+		fieldsMatch(m.Headers, r.Header, missing, missing) && fieldsMatch(m.Query, r.Query, missing, false)
 }
 
 // PathMatches reports whether a raw path satisfies a condition. No condition, and the prefix "/", take every path, the

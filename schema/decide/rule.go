@@ -25,7 +25,7 @@ func holds(rule *mesh.Rule, port *mesh.InboundPort, r *Request) bool {
 		return missing
 	case len(rule.Methods) > 0 && !contains(rule.Methods, r.Method):
 	case len(rule.Paths) > 0 && !pathsMatch(rule.Paths, r.Path):
-	case !fieldsMatch(rule.Headers, r.Header, missing):
+	case !fieldsMatch(rule.Headers, r.Header, missing, missing):
 	case rule.JWT != nil && !tokenMatches(rule.JWT, r, missing):
 	default:
 		return len(rule.Routes) == 0 || routesMatch(rule, port, r, missing)
@@ -180,8 +180,9 @@ func pathsMatch(paths []mesh.PathMatch, p string) bool {
 	return false
 }
 
-// fieldsMatch judges headers, or parameters of a query: all conditions must hold.
-func fieldsMatch(want []mesh.HeaderMatch, get func(string) (string, bool), missing bool) bool {
+// fieldsMatch judges headers, or parameters of a query: all conditions must hold. lists says that a value which has one
+// that is asked for among others, as where lines are repeated, may be it: nobody knows which the application takes.
+func fieldsMatch(want []mesh.HeaderMatch, get func(string) (string, bool), missing, lists bool) bool {
 	for i := range want {
 		w := &want[i]
 		if get == nil {
@@ -192,7 +193,7 @@ func fieldsMatch(want []mesh.HeaderMatch, get func(string) (string, bool), missi
 		}
 		v, ok := get(w.Name)
 		switch {
-		case ok && !ValueMatches(w, v):
+		case ok && !ValueMatches(w, v) && !(lists && ValueMayMatch(w, v)):
 			return false
 		case ok:
 		case w.Present: // its absence is the answer, and nothing is missing
@@ -215,6 +216,20 @@ func ValueMatches(w *mesh.HeaderMatch, v string) bool {
 		return wholly(w.Regex, v)
 	}
 	return v == w.Exact
+}
+
+// ValueMayMatch reports whether an element of a header's value, taken for a list (RFC 9110, 5.6.1), is one that a
+// condition asks for. Such a header was sent in several lines, or is a list: whether it means that value cannot be known.
+func ValueMayMatch(w *mesh.HeaderMatch, v string) bool {
+	for v != "" {
+		e, rest, _ := strings.Cut(v, ",")
+		if v = rest; w.Regex == "" {
+			if e = strings.Trim(e, " \t"); e != "" && ValueMatches(w, e) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // tokenMatches judges by a token: without a valid one of the issuer, nothing is known of its claims.

@@ -158,7 +158,15 @@ func fieldsSpecified(want []mesh.HeaderMatch, get func(string) (string, bool)) t
 		case !there:
 			t = min(t, unknown)
 		default:
-			t = min(t, certain(w.OneOf == nil && v == w.Exact || slices.Contains(w.OneOf, v)))
+			asked := append([]string{w.Exact}, w.OneOf...)
+			switch one := certain(w.OneOf == nil && v == w.Exact || slices.Contains(w.OneOf, v)); {
+			case one == no && slices.ContainsFunc(strings.Split(v, ","), func(e string) bool {
+				return strings.TrimSpace(e) != "" && slices.Contains(asked, strings.TrimSpace(e))
+			}):
+				t = min(t, unknown)
+			default:
+				t = min(t, one)
+			}
 		}
 	}
 	return t
@@ -285,7 +293,7 @@ func (w world) request() Request {
 	fields, claims := map[string]string{}, map[string][]string{}
 	for _, name := range []string{"x", "y"} {
 		if w.IntN(3) > 0 {
-			fields[name] = pick(w, "1", "2", "3", "")
+			fields[name] = pick(w, "1", "2", "3", "", "1,2", "z, 3", "3,,1 ", ",")
 		}
 	}
 	valid := pick(w, "", "login", "other")
