@@ -402,6 +402,10 @@ func decision(m *mesh.Mesh, origins mesh.Origins, s *decide.Share) Decision {
 	case decide.NotCanonical:
 		d.Reason = "the path is not in canonical form, and rules of the port judge by path: 400"
 		return d
+	case decide.NotHTTP:
+		d.Reason = fmt.Sprintf("rules of port %s are about requests, so bytes that are no HTTP are not let in; "+
+			"ask with a method and a path about a request", s.Port)
+		return d
 	case "":
 	default:
 		d.Reason = string(s.Refused)

@@ -69,6 +69,8 @@ const (
 	Plaintext Refusal = "plaintext"
 	// NotCanonical: rules of the port judge by path, and the path is not in canonical form: 400.
 	NotCanonical Refusal = "not-canonical"
+	// NotHTTP: the port takes HTTP and other bytes, rules of it are about requests, and in these bytes none is seen.
+	NotHTTP Refusal = "not-http"
 )
 
 // Allowed reports whether every backend that takes requests would let the call in; mirrors do not count, nor does what
@@ -107,12 +109,14 @@ func Admit(in *mesh.Inbound, port *mesh.InboundPort, r *Request) (Verdict, Refus
 		return Verdict{Rule: port.DefaultID, Default: true}, Plaintext
 	case r.HTTP && port.CanonicalPaths && !CanonicalPath(r.Path):
 		return Verdict{}, NotCanonical
+	case !r.HTTP && port.Protocol == mesh.Detect && !CarriesBytes(in, port):
+		return Verdict{Rule: port.DefaultID, Default: true}, NotHTTP
 	}
 	return Authorize(in, port, r), ""
 }
 
 // CarriesBytes reports whether a port lets bytes in that are no HTTP: its protocol does, and no enforced rule of it asks
-// what only a request can answer (decisions.md, 12). [Admit] does not ask it: a connection there stands for the door.
+// what only a request can answer (decisions.md, 12).
 func CarriesBytes(in *mesh.Inbound, port *mesh.InboundPort) bool {
 	switch port.Protocol {
 	case mesh.HTTP1, mesh.HTTP2, mesh.GRPC:

@@ -182,9 +182,19 @@ func TestCarriesBytes(t *testing.T) {
 		{mesh.HTTP1, elsewhere, false},
 		{mesh.GRPC, elsewhere, false},
 	} {
-		in := &mesh.Inbound{Rules: []mesh.Rule{open, c.rule}, Ports: []mesh.InboundPort{{Name: "p", Protocol: c.protocol}}}
+		in := &mesh.Inbound{Rules: []mesh.Rule{open, c.rule}, Ports: []mesh.InboundPort{{Name: "p", Protocol: c.protocol, DefaultID: "d"}}}
 		if got := CarriesBytes(in, &in.Ports[0]); got != c.want {
 			t.Errorf("%s, %+v: carries bytes: %t", c.protocol, c.rule, got)
+		}
+		if c.protocol != mesh.Detect { // where only HTTP is spoken, a connection asks for the door
+			continue
+		}
+		v, refused := Admit(in, &in.Ports[0], &Request{Peer: web})
+		if (refused == "") != c.want || v.Allowed != c.want || !c.want && (refused != NotHTTP || v.Rule != "d") {
+			t.Errorf("%s, %+v: bytes of a caller that a rule allows get %+v %q", c.protocol, c.rule, v, refused)
+		}
+		if v, refused := Admit(in, &in.Ports[0], &Request{Peer: web, HTTP: true, Method: "GET", Path: "/"}); !v.Allowed || refused != "" {
+			t.Errorf("%s, %+v: a request gets %+v %q", c.protocol, c.rule, v, refused)
 		}
 	}
 }
