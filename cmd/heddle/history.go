@@ -119,9 +119,9 @@ func committedHistory(ctx context.Context, t *target, limit int) (items []change
 	add := func(older *candidate.Candidate) {
 		before := &plan.Side{}
 		if older != nil {
-			before.Mesh, before.Origins = older.Mesh, older.Origins
+			before = sideOf(older)
 		}
-		p := plan.Compare(before, &plan.Side{Mesh: newer.Mesh, Origins: newer.Origins}, plan.Options{})
+		p := plan.Compare(before, sideOf(newer), plan.Options{})
 		if p.Empty() {
 			return
 		}

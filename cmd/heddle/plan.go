@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -144,6 +145,57 @@ type pair struct {
 	env           string
 	before, after *candidate.Candidate
 	plan          *plan.Plan // nil where the new side does not compile
+	rewritten     int        // policy files that differ
+}
+
+// unchanged says what a plan is about in which nothing changes, not even for a sidecar.
+func (p *pair) unchanged() string {
+	if r := &p.plan.Reach; p.rewritten == 0 || len(p.plan.Refused)+len(r.Services)+len(r.Callers) > 0 {
+		return ""
+	}
+	return count(p.rewritten, "policy file") + " changed without effect"
+}
+
+// rewritten counts the policy files that differ.
+func rewritten(before, after *candidate.Files) int {
+	names := slices.Concat(before.Names(), after.Names())
+	slices.Sort(names)
+	n := 0
+	for _, name := range slices.Compact(names) {
+		if path.Ext(name) == ".cue" && !bytes.Equal(before.Content(name), after.Content(name)) {
+			n++
+		}
+	}
+	return n
+}
+
+// sideOf is what a plan compares of policy that compiled.
+func sideOf(one *candidate.Candidate) *plan.Side {
+	s := &plan.Side{Mesh: one.Mesh, Origins: one.Origins}
+	if one.Document == nil || one.Document.Policy.Mesh == nil || one.Document.Policy.Mesh.Mandates == nil {
+		return s
+	}
+	put := func(name, value string) {
+		if value != "" {
+			pos, _ := one.Document.At("mesh.mandates." + name)
+			s.Mandates = append(s.Mandates, plan.Mandate{Name: name, Value: value, Pos: pos})
+		}
+	}
+	m := one.Document.Policy.Mesh.Mandates
+	put("mtls", m.Mtls)
+	put("inboundPolicy", m.InboundPolicy)
+	put("egressPolicy", m.EgressPolicy)
+	put("maxTimeout", string(m.MaxTimeout))
+	if m.MaxRetries != nil {
+		put("maxRetries", fmt.Sprint(*m.MaxRetries))
+	}
+	var exempt []string
+	for _, n := range m.Exempt {
+		exempt = append(exempt, string(n))
+	}
+	slices.Sort(exempt)
+	put("exempt", strings.Join(exempt, " "))
+	return s
 }
 
 // compare reads and compares both sides, for each environment.
@@ -202,7 +254,7 @@ func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
 	var pairs []pair
 	for _, new := range all {
 		one := pair{env: new.Env, after: new}
-		side := &plan.Side{Commit: base.Hash, Subject: base.Subject}
+		side := &plan.Side{}
 		if before != nil {
 			if one.before, err = before.Evaluate(ctx, new.Env); err != nil {
 				return nil, noLook(err)
@@ -210,15 +262,18 @@ func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
 			if one.before.Mesh == nil {
 				return nil, c.rejected(fmt.Sprintf("the old side, commit %s,", short(base.Hash)), one.before)
 			}
-			side.Mesh, side.Origins = one.before.Mesh, one.before.Origins
+			side = sideOf(one.before)
+			one.rewritten = rewritten(before, after)
 		}
+		side.Commit, side.Subject = base.Hash, base.Subject
 		if new.Mesh != nil {
 			if p.judges {
 				new.Prove()
 			} else {
 				new.Findings = nil
 			}
-			to := &plan.Side{Mesh: new.Mesh, Origins: new.Origins, Commit: head.Hash, Subject: head.Subject, Dirty: dirty}
+			to := sideOf(new)
+			to.Commit, to.Subject, to.Dirty = head.Hash, head.Subject, dirty
 			one.plan = plan.Compare(side, to, plan.Options{Name: p.planName(new.Env), Now: candidate.Moment(time.Now(), side.Mesh, new.Mesh)})
 		}
 		pairs = append(pairs, one)
@@ -290,6 +345,10 @@ func lineText(l *plan.Line) string {
 
 // printPlans shows what was compared.
 func (c *cli) printPlans(p *comparison, pairs []pair) error {
+	one := &pairs[0]
+	if others := one.after.Environments()[1:]; (c.output == "text" || c.output == "") && len(pairs) == 1 && len(others) > 0 && p.env == "" && one.plan != nil && one.plan.Empty() {
+		fmt.Fprintf(c.stderr, "compared in the default environment only; --all-envs also compares %s\n", strings.Join(others, ", "))
+	}
 	if c.output == "json" {
 		return c.plansJSON(pairs)
 	}
@@ -303,7 +362,7 @@ func (c *cli) printPlans(p *comparison, pairs []pair) error {
 		case c.output == "markdown" && one.plan == nil:
 			b.WriteString(rejectedMarkdown(plan.Marker(p.planName(one.env)), one.after.Findings.Errors()))
 		case c.output == "markdown":
-			o := plan.MarkdownOptions{Link: p.link(one.plan), Findings: one.after.Findings}
+			o := plan.MarkdownOptions{Link: p.link(one.plan), Findings: one.after.Findings, Unchanged: one.unchanged()}
 			if len(one.after.Results) > 0 {
 				o.Tests = tests(one.after)
 			}
@@ -311,7 +370,7 @@ func (c *cli) printPlans(p *comparison, pairs []pair) error {
 		case one.plan == nil:
 			err = diag.Text(&b, one.after.Findings.Errors(), c.out.Color)
 		default:
-			if err = one.plan.Text(&b, plan.TextOptions{Width: c.out.Width, ASCII: !c.out.Unicode, Full: p.full}); err == nil {
+			if err = one.plan.Text(&b, plan.TextOptions{Width: c.out.Width, ASCII: !c.out.Unicode, Full: p.full, Unchanged: one.unchanged()}); err == nil {
 				err = diag.Text(&b, one.after.Findings, c.out.Color)
 			}
 		}

@@ -117,6 +117,11 @@ var cases = []struct {
 		in := inOf(m, "shop/web")
 		in.Rules = append(in.Rules, mesh.Rule{ID: "shop/web/deny/freeze", Action: mesh.DenyRule, From: []mesh.Peer{{Authenticated: true}}, Until: day0.AddDate(0, 1, 0)})
 	}, after: func(m *mesh.Mesh) { inOf(m, "shop/web").Rules[1].Until = day0.AddDate(0, 2, 0) }},
+	{name: "identity-renamed", after: func(m *mesh.Mesh) {
+		const id = "spiffe://mesh.example/ns/shop/sa/front"
+		inOf(m, "shop/web").Identities, outOf(m, "shop/web").Identities, m.Workloads[0].Identity = []string{id}, []string{id}, id
+		inOf(m, "shop/cart").Rules[0].From[0].Identity = id
+	}},
 	{name: "deleted", after: func(m *mesh.Mesh) {
 		m.Inbound, m.Outbound = m.Inbound[:5], m.Outbound[:5]
 		m.Workloads = nil
@@ -137,7 +142,8 @@ var cases = []struct {
 		m.Invariants = []mesh.Invariant{{Name: "closed", ID: "invariants/closed", AlwaysMTLS: &mesh.Target{}}}
 	}, after: func(m *mesh.Mesh) {
 		m.Egress[0].Rules = append(m.Egress[0].Rules, mesh.EgressRule{ID: "shop/egress/net", Action: mesh.Allow, Networks: []mesh.Network{{CIDR: netip.MustParsePrefix("198.51.100.0/24")}}, Ports: []uint16{25}, Protocol: mesh.TCP})
-		m.Invariants = nil
+		m.Invariants = []mesh.Invariant{{Name: "one payer", ID: "invariants/one payer", Only: &mesh.Flow{From: []mesh.Peer{{Identity: "spiffe://mesh.example/ns/shop/sa/web"}},
+			To: mesh.Target{Services: []mesh.ServiceName{"ledger/api"}, Methods: []string{"POST"}, Paths: []mesh.PathMatch{{Prefix: "/accounts"}}}}}}
 		m.Settings.SkipOutbound = []uint16{4567}
 	}},
 }

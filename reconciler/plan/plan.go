@@ -59,10 +59,18 @@ func ParseRisks(s string) ([]Risk, error) {
 type Side struct {
 	Mesh    *mesh.Mesh   // nil: there is nothing yet, as before the first commit
 	Origins mesh.Origins // may be nil
+	// Mandates are what no level of policy may relax; a compiled mesh holds to them and does not name them.
+	Mandates []Mandate
 	// Commit and Subject say what it was compiled from; they are only shown.
 	Commit, Subject string
 	// Dirty says that the tree has changes that are in no commit.
 	Dirty bool
+}
+
+// Mandate is one field of mesh.mandates.
+type Mandate struct {
+	Name, Value string
+	Pos         diag.Pos
 }
 
 // Options are the caller's wishes; the zero Options are good.
@@ -175,7 +183,9 @@ func Compare(before, after *Side, o Options) *Plan {
 		Before: Revision{before.Commit, before.Subject, before.Dirty},
 		After:  Revision{after.Commit, after.Subject, after.Dirty},
 	}
-	newComparison(p, before, after, o).run()
+	c := newComparison(p, before, after, o)
+	c.mandates(before.Mandates, after.Mandates)
+	c.run()
 	return p
 }
 

@@ -31,22 +31,18 @@ func (r Risk) glyph(ascii bool) string {
 // Verdict is the plan in one line, worst first.
 func (p *Plan) Verdict() string {
 	count := map[Risk]int{}
-	may := 0
+	may, guards := 0, 0
 	for i := range p.Lines {
-		count[p.Lines[i].Risk]++
+		if p.Lines[i].Risk == Neutral && p.Lines[i].Kind == KindGuard {
+			guards++
+		} else {
+			count[p.Lines[i].Risk]++
+		}
 		if p.Lines[i].MayChange {
 			may++
 		}
 	}
-	n := func(r Risk, one, many string) string {
-		switch count[r] {
-		case 0:
-			return ""
-		case 1:
-			return "1 " + one
-		}
-		return fmt.Sprintf("%d %s", count[r], many)
-	}
+	n := func(r Risk, one, many string) string { return number(count[r], one, many) }
 	var words []string
 	for _, w := range []string{
 		n(DropsEncryption, "port loses encryption", "places lose encryption"),
@@ -55,9 +51,10 @@ func (p *Plan) Verdict() string {
 		n(Narrows, "change narrows access", "changes narrow access"),
 		n(Reroutes, "change moves or alters traffic", "changes move or alter traffic"),
 		n(AddsEncryption, "port gains encryption", "ports gain encryption"),
+		number(guards, "guard of policy changes", "guards of policy change"),
 		n(Neutral, "neutral change", "neutral changes"),
 	} {
-		if w != "" {
+		if !strings.HasPrefix(w, "0 ") {
 			words = append(words, w)
 		}
 	}
@@ -132,11 +129,11 @@ func printable(s string) string {
 }
 
 // some is a list in words, cut after a few.
-func some(list []string, most int) string {
+func some(list []string, most int, between string) string {
 	if len(list) > most+1 {
-		return strings.Join(list[:most], ", ") + fmt.Sprintf(" and %d more", len(list)-most)
+		return strings.Join(list[:most], between) + fmt.Sprintf(" and %d more", len(list)-most)
 	}
-	return strings.Join(list, ", ")
+	return strings.Join(list, between)
 }
 
 // title is a line's subject with what it is about.
@@ -146,7 +143,7 @@ func (l *Line) title(most int) string {
 		words = append(words, "(may change)")
 	}
 	if len(l.From) > 0 {
-		words = append(words, some(l.From, most), "→")
+		words = append(words, some(l.From, most, ", "), "→")
 	}
 	if l.To != "" {
 		words = append(words, l.To)
@@ -160,6 +157,8 @@ type TextOptions struct {
 	Width int
 	// ASCII is for locales without UTF-8.
 	ASCII bool
+	// Unchanged is added where nothing changes, such as "4 files reformatted".
+	Unchanged string
 	// Full shows every line; else neutral ones beyond the first twenty, and those about calls that both sides refuse, are
 	// only counted.
 	Full bool
@@ -171,7 +170,11 @@ func (p *Plan) Text(w io.Writer, o TextOptions) error {
 		o.Width = 80
 	}
 	t := &text{w: w, o: o}
-	t.wrap(p.Worst().glyph(o.ASCII)+" ", "  ", p.Verdict())
+	verdict := p.Verdict()
+	if p.Empty() && o.Unchanged != "" {
+		verdict += "; " + o.Unchanged
+	}
+	t.wrap(p.Worst().glyph(o.ASCII)+" ", "  ", verdict)
 	if p.Before != (Revision{}) || p.After != (Revision{}) {
 		subject := p.After.Subject
 		if subject != "" {
@@ -220,7 +223,7 @@ type text struct {
 func (t *text) line(l *Line, later bool) {
 	t.wrap("\n"+l.Risk.glyph(t.o.ASCII)+" ", "    ", string(l.Risk)+": "+l.title(6))
 	if len(l.Requests) > 0 {
-		t.wrap("    ", "      ", some(l.Requests, 6))
+		t.wrap("    ", "      ", some(l.Requests, 6, "; "))
 	}
 	if !l.At.IsZero() && later {
 		t.wrap("    ", "      ", "from "+l.At.UTC().Format(time.RFC3339)+" on")

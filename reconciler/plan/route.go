@@ -85,17 +85,18 @@ func share(weight, total uint64) string {
 	return strconv.FormatFloat(math.Round(p*10_000)/10_000, 'f', -1, 64) + " %"
 }
 
-// outcomeIDs are what decided: the route, then the rules that refuse or, where none does, those that allow.
+// outcomeIDs are what decided: the route, then the rules that refuse, then those that allow.
 func outcomeIDs(o *decide.Outcome) string {
 	var ids []string
 	if o.Route != nil {
 		ids = append(ids, o.Route.ID)
 	}
 	parts := partsOf(o, "")
-	refused := slices.ContainsFunc(parts, func(p part) bool { return !p.allowed && p.rule != "" })
-	for _, p := range parts {
-		if p.rule != "" && p.allowed != refused {
-			ids = append(ids, p.rule)
+	for _, allowed := range []bool{false, true} {
+		for _, p := range parts {
+			if p.rule != "" && p.allowed == allowed {
+				ids = append(ids, p.rule)
+			}
 		}
 	}
 	if len(ids) > 4 {

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -260,15 +261,97 @@ func (c *comparison) invariants() {
 	}
 	for _, id := range keys(all) {
 		t := all[id]
-		l := Line{Risk: Neutral, Kind: KindGuard, Subject: "invariant", To: id}
-		before, after := "guards", "guards"
-		if t.was == nil {
-			before = "none"
+		l := Line{Risk: Neutral, Kind: KindGuard, Subject: "invariant", To: strings.TrimPrefix(id, "invariants/")}
+		c.value(l, invariantText(t.was), invariantText(t.is), !same(t.was, t.is), id)
+	}
+}
+
+// invariantText is what an invariant promises.
+func invariantText(v *mesh.Invariant) string {
+	target := func(t *mesh.Target) string {
+		words := []string{"the mesh"}
+		switch {
+		case t.Namespace != "":
+			words[0] = "namespace " + t.Namespace
+		case len(t.Services) > 0:
+			words = nil
+			for _, n := range t.Services {
+				words = append(words, string(n))
+			}
 		}
-		if t.is == nil {
-			after = "none"
+		s := strings.Join(words, " ")
+		if len(t.Ports) > 0 {
+			s += ", port " + strings.Join(t.Ports, " ")
 		}
-		c.value(l, before, after, !same(t.was, t.is), id)
+		if len(t.Methods) > 0 {
+			s += ", " + strings.Join(t.Methods, "|")
+		}
+		for i := range t.Paths {
+			p := &t.Paths[i]
+			switch {
+			case p.Prefix != "":
+				s += ", " + strings.TrimSuffix(p.Prefix, "/") + "/*"
+			default:
+				s += ", " + p.Exact + p.Template
+			}
+		}
+		return s
+	}
+	flow := func(f *mesh.Flow) string {
+		if f.Anyone {
+			return "anyone → " + target(&f.To)
+		}
+		var from []string
+		for i := range f.From {
+			switch p := &f.From[i]; {
+			case p.Authenticated:
+				from = append(from, "every mesh identity")
+			case p.Unauthenticated:
+				from = append(from, "callers without identity")
+			case p.Prefix != "":
+				from = append(from, p.Prefix+"*")
+			default:
+				from = append(from, p.Identity+p.Suffix)
+			}
+		}
+		return strings.Join(from, " ") + " → " + target(&f.To)
+	}
+	switch {
+	case v == nil:
+		return "none"
+	case v.Never != nil:
+		return "never " + flow(v.Never)
+	case v.Only != nil:
+		return "only " + flow(v.Only)
+	case v.AlwaysMTLS != nil:
+		return "mTLS always, to " + target(v.AlwaysMTLS)
+	}
+	return "nothing"
+}
+
+// mandates compares what no level of policy may relax.
+func (c *comparison) mandates(before, after []Mandate) {
+	type two struct{ was, is Mandate }
+	all := map[string]two{}
+	for _, m := range before {
+		all[m.Name] = two{was: m}
+	}
+	for _, m := range after {
+		all[m.Name] = two{was: all[m.Name].was, is: m}
+	}
+	for _, name := range keys(all) {
+		t := all[name]
+		if t.was.Value == t.is.Value {
+			continue
+		}
+		l := Line{Risk: Neutral, Kind: KindGuard, Subject: "mandate", To: name, Before: cmp.Or(t.was.Value, "none"), After: cmp.Or(t.is.Value, "none")}
+		if t.was.Name != "" {
+			l.WhereBefore = []Where{{ID: "mesh.mandates." + name, Pos: t.was.Pos}}
+		}
+		if t.is.Name != "" {
+			l.WhereAfter = []Where{{ID: "mesh.mandates." + name, Pos: t.is.Pos}}
+		}
+		c.add(l)
 	}
 }
 
@@ -291,6 +374,9 @@ func (c *comparison) workloads() {
 		s := string(w.Service)
 		if w.Address != "" {
 			s += " at " + w.Address
+		}
+		if w.Identity != "" {
+			s += " as " + w.Identity
 		}
 		if w.Weight != nil {
 			s += fmt.Sprintf(", weight %d", *w.Weight)

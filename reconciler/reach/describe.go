@@ -175,6 +175,9 @@ func (s *Space) RequestsOf(t *Tally, keys []Key) []string {
 				for _, part := range strings.Split(k, "\x01") {
 					methods, when, _ := strings.Cut(part, "\x00")
 					text := strings.TrimSpace(methods + " " + path)
+					if strings.HasPrefix(methods, "not ") {
+						text = path + " (" + methods + ")"
+					}
 					if text == "/*" {
 						text = "every request"
 					}
@@ -277,7 +280,7 @@ func (s *Space) pathsIn(list []int) []string {
 		}
 		if but, rest := cover(without); len(rest) == 0 && len(but) <= 3 && len(but) > 0 {
 			out = slices.DeleteFunc(out, func(t string) bool { return strings.HasPrefix(t, strings.TrimSuffix(p.text, "*")) })
-			out = append(out, p.text+" but "+strings.Join(but, ", "))
+			out = append(out, p.text+" but "+strings.Join(but, " and "))
 			left = slices.DeleteFunc(left, func(i int) bool { return slices.Contains(p.takes, i) })
 			if len(left) == 0 {
 				return out

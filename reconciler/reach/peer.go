@@ -11,7 +11,7 @@ import (
 // Callers are the identities that meshes declare, looked up fast. It is never written after it is made.
 type Callers struct {
 	owner   map[string]mesh.ServiceName
-	several map[string]bool // identities of services that have others too
+	several map[string]bool // identities that their service's name does not tell: it has others too, in some mesh
 	sorted  []string
 	odd     []string            // those that do not say the namespace of their service
 	moved   map[string][]string // the namespace in each mesh, of those that went from one to another
@@ -21,6 +21,7 @@ type Callers struct {
 // NewCallers gathers the identities that services declare. Of one declared in several meshes the last counts.
 func NewCallers(meshes ...*mesh.Mesh) *Callers {
 	c := &Callers{owner: map[string]mesh.ServiceName{}, several: map[string]bool{}, moved: map[string][]string{}}
+	all := map[mesh.ServiceName]map[string]bool{}
 	for side, m := range meshes {
 		if m == nil {
 			continue
@@ -33,9 +34,20 @@ func NewCallers(meshes ...*mesh.Mesh) *Callers {
 				if was, ok := c.owner[id]; ok && was.Namespace() != m.Inbound[i].Service.Namespace() {
 					c.moves(id, was.Namespace(), m.Inbound[i].Service.Namespace(), side, len(meshes))
 				}
+				if was, ok := c.owner[id]; ok && was != m.Inbound[i].Service {
+					c.several[id] = true
+				}
 				c.owner[id] = m.Inbound[i].Service
-				c.several[id] = len(m.Inbound[i].Identities) > 1
+				if all[m.Inbound[i].Service] == nil {
+					all[m.Inbound[i].Service] = map[string]bool{}
+				}
+				all[m.Inbound[i].Service][id] = true
 			}
+		}
+	}
+	for _, ids := range all {
+		for id := range ids {
+			c.several[id] = c.several[id] || len(ids) > 1
 		}
 	}
 	if len(c.domains) == 0 {
@@ -60,6 +72,10 @@ func (c *Callers) moves(id, was, is string, side, meshes int) {
 	}
 }
 
+// Moved reports whether a declared identity is of one namespace in one mesh and of another in another, so that its calls
+// go by other consumer routes though nobody wrote to them.
+func (c *Callers) Moved() bool { return len(c.moved) > 0 }
+
 // Of is a call as its caller makes it in one of the meshes, by its index: there, its namespace may be another.
 func (c *Callers) Of(side int, call *decide.Call) decide.Call {
 	out := *call
@@ -72,7 +88,8 @@ func (c *Callers) Of(side int, call *decide.Call) decide.Call {
 // Owner is the service that declares an identity.
 func (c *Callers) Owner(id string) (mesh.ServiceName, bool) { n, ok := c.owner[id]; return n, ok }
 
-// Name is what a person calls a caller: its service, or the SPIFFE ID where the service has several, or there is none.
+// Name is what a person calls a caller, and means the same in every mesh: its service, or the SPIFFE ID where the service
+// has several, or had another one, or there is none.
 func (c *Callers) Name(id string) string {
 	if n, ok := c.owner[id]; ok && !c.several[id] {
 		return string(n)
