@@ -1,7 +1,9 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,7 +17,7 @@ import (
 // checkDead finds rules that can never do what they say.
 func (c *compiler) checkDead(s *service, r *rule) {
 	c.checkStrangers(r)
-	c.checkDisjoint(r)
+	c.checkDisjoint(s, r)
 }
 
 // checkStrangers finds allow rules for callers without an identity where none ever gets in. Deny and audit rules for
@@ -38,18 +40,14 @@ func (c *compiler) checkStrangers(r *rule) {
 }
 
 // checkDisjoint finds what a rule asks for and its routes never take: routes, paths and methods that are in vain.
-func (c *compiler) checkDisjoint(r *rule) {
-	if len(r.routes) == 0 || slices.ContainsFunc(r.routes, func(rt *route) bool { return rt.broken || len(rt.matches) == 0 }) {
+func (c *compiler) checkDisjoint(s *service, r *rule) {
+	if len(r.routes) == 0 || slices.ContainsFunc(s.routes, func(rt *route) bool { return rt.broken || len(rt.matches) == 0 }) {
 		return
 	}
-	all := func(m *mesh.Match) bool { return r.takes(m, r.out.Methods, r.out.Paths) }
+	turns := s.turns(r)
 	found := false
 	for i, n := range r.src.Routes {
-		fits := false
-		for _, rt := range r.routes {
-			fits = fits || rt.name == n && slices.ContainsFunc(rt.matches, func(m mesh.Match) bool { return all(&m) })
-		}
-		if !fits {
+		if !slices.ContainsFunc(turns, func(t turn) bool { return t.route.name == n && r.takes(&t, r.out.Methods, r.out.Paths) }) {
 			found = true
 			c.find(diag.DeadRule, r.at.at("routes").index(i),
 				fmt.Sprintf("no request that route %q takes satisfies the rule's other conditions", n),
@@ -60,9 +58,7 @@ func (c *compiler) checkDisjoint(r *rule) {
 		return
 	}
 	some := func(methods []string, paths []mesh.PathMatch) bool {
-		return slices.ContainsFunc(r.routes, func(rt *route) bool {
-			return slices.ContainsFunc(rt.matches, func(m mesh.Match) bool { return r.takes(&m, methods, paths) })
-		})
+		return slices.ContainsFunc(turns, func(t turn) bool { return r.takes(&t, methods, paths) })
 	}
 	for i, m := range r.src.Methods {
 		if !some([]string{string(m)}, r.out.Paths) {
@@ -74,6 +70,47 @@ func (c *compiler) checkDisjoint(r *rule) {
 			c.find(diag.DeadRule, r.at.at("paths").index(i), fmt.Sprintf("none of the rule's routes takes a request for %s that the rule is about", p.Exact+p.Prefix+p.Template), "leave the path out")
 		}
 	}
+}
+
+// turn is a match of a route, with those whose turn comes before.
+type turn struct {
+	route  *route // nil, with match: what no match takes
+	match  *mesh.Match
+	before []*mesh.Match
+}
+
+// turns are the matches of a rule's routes, on all ports. Those of one of its routes take nothing away from another.
+func (s *service) turns(r *rule) (out []turn) {
+	for _, p := range s.ports {
+		port, _ := s.out.Port(p.name)
+		var before []*mesh.Match
+		for i := range port.Matches {
+			m := &port.Matches[i]
+			if j := slices.IndexFunc(r.routes, func(rt *route) bool { return rt.id == m.Route }); j >= 0 {
+				out = append(out, turn{r.routes[j], m, slices.Clip(before)})
+			} else {
+				before = append(before, m)
+			}
+		}
+	}
+	return out
+}
+
+// turnsOn is every request to a port, cut by the routes that take it where that matters.
+func (s *service) turnsOn(p *port, cut bool) (out []turn) {
+	if !cut {
+		return []turn{{}}
+	}
+	port, _ := s.out.Port(p.name)
+	var before []*mesh.Match
+	for i := range port.Matches {
+		m := &port.Matches[i]
+		if j := slices.IndexFunc(s.routes, func(rt *route) bool { return rt.id == m.Route }); j >= 0 {
+			out = append(out, turn{s.routes[j], m, slices.Clip(before)})
+		}
+		before = append(before, m)
+	}
+	return append(out, turn{before: before})
 }
 
 func (r *rule) routeAt(name string) path {
@@ -95,25 +132,113 @@ func (r *rule) pathMatch(i int) mesh.PathMatch {
 	return m
 }
 
-// takes reports whether some request could satisfy a match of a route and a rule's methods, paths and headers.
-func (r *rule) takes(m *mesh.Match, methods []string, paths []mesh.PathMatch) bool {
-	if m.Method != "" && len(methods) > 0 && !slices.Contains(methods, m.Method) {
-		return false
-	}
-	if len(paths) > 0 && !slices.ContainsFunc(paths, func(p mesh.PathMatch) bool { return overlap(m.Path, p) }) {
-		return false
-	}
-	for i := range r.out.Headers {
-		h := &r.out.Headers[i]
-		j := slices.IndexFunc(m.Headers, func(x mesh.HeaderMatch) bool { return x.Name == h.Name })
-		if j < 0 || h.Present {
-			continue
-		}
-		if !slices.ContainsFunc(values(h), func(v string) bool { return decide.ValueMatches(&m.Headers[j], v) }) {
-			return false
+// takes reports whether some request that takes its turn at a match of a route satisfies a rule's headers and some of
+// the methods and paths.
+func (r *rule) takes(t *turn, methods []string, paths []mesh.PathMatch) bool {
+	for call := range r.calls(t, methods, paths) {
+		r.spend(compares * (1 + len(t.before)))
+		if !slices.ContainsFunc(t.before, func(by *mesh.Match) bool { return call.takenBy(by) }) {
+			return true
 		}
 	}
-	return true
+	return false
+}
+
+// calls are the requests that satisfy the match of a turn and a rule's headers, by each of the methods and
+// paths; none where they contradict each other.
+func (r *rule) calls(t *turn, methods []string, paths []mesh.PathMatch) iter.Seq[call] {
+	return func(yield func(call) bool) {
+		m := cmp.Or(t.match, &mesh.Match{})
+		one := call{query: m.Query, regex: m.Path.Regex}
+		headers := r.headersWith(m.Headers)
+		if r.action != mesh.Allow {
+			// What a request does not say counts as said here, so that nothing is known of its headers.
+			headers, one.query = [][]mesh.HeaderMatch{nil}, nil
+		}
+		if m.Method != "" {
+			if len(methods) > 0 && !slices.Contains(methods, m.Method) {
+				return
+			}
+			methods = []string{m.Method}
+		}
+		if len(methods) == 0 {
+			methods = []string{""}
+		}
+		if len(paths) == 0 {
+			paths = []mesh.PathMatch{{}}
+		}
+		for _, p := range paths {
+			r.spend(compares)
+			var ok bool
+			if one.path, ok = meetPaths(patternOf(m.Path), patternOf(p)); !ok {
+				continue
+			}
+			for _, one.method = range methods {
+				for _, one.headers = range headers {
+					if !yield(one) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// headersWith are the conditions on headers of a route and those of an allow rule, once for each choice among values; none
+// where they contradict each other.
+func (r *rule) headersWith(asked []mesh.HeaderMatch) [][]mesh.HeaderMatch {
+	out := [][]mesh.HeaderMatch{asked}
+	for _, h := range r.out.Headers {
+		choices := []mesh.HeaderMatch{h}
+		if n := len(h.OneOf); n > 0 && n*len(out) <= mostCalls {
+			choices = choices[:0]
+			for _, v := range h.OneOf {
+				choices = append(choices, mesh.HeaderMatch{Name: h.Name, Exact: v})
+			}
+		}
+		var next [][]mesh.HeaderMatch
+		for _, choice := range choices {
+			j := slices.IndexFunc(asked, func(x mesh.HeaderMatch) bool { return x.Name == h.Name })
+			if j >= 0 && !h.Present && !slices.ContainsFunc(values(&choice), func(v string) bool { return decide.ValueMatches(&asked[j], v) }) {
+				continue
+			}
+			for _, o := range out {
+				next = append(next, append(slices.Clip(o), choice))
+			}
+		}
+		out = next
+	}
+	return out
+}
+
+// call is a set of requests: those of a method ("" is any), a path, and with all of some headers and parameters.
+type call struct {
+	method         string
+	path           pattern
+	regex          string // that the path satisfies besides; "" is none
+	headers, query []mesh.HeaderMatch
+}
+
+// takenBy reports whether a match takes all of a set of requests.
+func (c *call) takenBy(m *mesh.Match) bool {
+	return (m.Method == "" || m.Method == c.method) && c.under(m.Path) && c.says(m.Headers) &&
+		fieldsInside(m.Query, c.query)
+}
+
+// under reports whether all paths of the set satisfy a condition.
+func (c *call) under(p mesh.PathMatch) bool {
+	if p.Regex != "" {
+		return p.Regex == c.regex || everyText(p.Regex)
+	}
+	return patternInside(p, c.path) ||
+		c.regex != "" && matchPathInside(&mesh.Match{Path: p}, &mesh.Match{Path: mesh.PathMatch{Regex: c.regex}})
+}
+
+// says reports whether all requests of the set satisfy conditions on headers, of which the set may have several.
+func (c *call) says(asked []mesh.HeaderMatch) bool {
+	return !slices.ContainsFunc(asked, func(a mesh.HeaderMatch) bool {
+		return !slices.ContainsFunc(c.headers, func(h mesh.HeaderMatch) bool { return h.Name == a.Name && valueInside(&a, &h) })
+	})
 }
 
 // values are those that a rule's header may have; nil where any will do.
@@ -154,32 +279,34 @@ func patternOf(m mesh.PathMatch) pattern {
 // key is the same for patterns that match the same paths.
 func (p pattern) key() string { return fmt.Sprint(p.open, p.elements) }
 
-// overlap reports whether some path satisfies both conditions. Of a regular expression that is not known.
-func overlap(a, b mesh.PathMatch) bool {
-	if a.Regex != "" || b.Regex != "" {
-		return true
-	}
-	p, q := patternOf(a), patternOf(b)
+// meetPaths is the pattern of the paths that satisfy both; false: none does. Of a regular expression nothing is known, and its
+// pattern is every path.
+func meetPaths(p, q pattern) (pattern, bool) {
 	if len(p.elements) > len(q.elements) {
 		p, q = q, p
 	}
 	if len(p.elements) < len(q.elements) && !p.open {
-		return false
+		return pattern{}, false
 	}
+	out := pattern{slices.Clone(q.elements), q.open && (p.open || len(p.elements) < len(q.elements))}
 	for i, e := range p.elements {
-		if f := q.elements[i]; e != f && !(e == wild && f != "") && !(f == wild && e != "") {
-			return false
+		switch f := q.elements[i]; {
+		case e == f, e == wild && f != "":
+		case f == wild && e != "":
+			out.elements[i] = e
+		default:
+			return pattern{}, false
 		}
 	}
-	return true
+	return out, true
 }
 
-// pathInside reports whether every path that satisfies b satisfies a.
-func pathInside(a, b mesh.PathMatch) bool {
-	if a.Regex != "" || b.Regex != "" {
-		return a == b
+// patternInside reports whether every path of a pattern satisfies a condition.
+func patternInside(a mesh.PathMatch, q pattern) bool {
+	if a.Regex != "" {
+		return false
 	}
-	p, q := patternOf(a), patternOf(b)
+	p := patternOf(a)
 	if len(p.elements) > len(q.elements) || !p.open && (q.open || len(p.elements) != len(q.elements)) {
 		return false
 	}
@@ -191,30 +318,18 @@ func pathInside(a, b mesh.PathMatch) bool {
 	return true
 }
 
+// mostCalls bounds what a rule is cut into, so that one with long lists costs no more than others.
+const mostCalls = 4096
+
 // checkDeadAllows warns of allow rules that deny rules leave nothing: whatever a caller of the rule does on a port of it,
-// one deny rule covers.
+// some deny rule covers.
 func (c *compiler) checkDeadAllows(s *service, rules []*rule) {
 	for _, a := range rules {
 		if a.action != mesh.Allow || a.out.Shadow {
 			continue
 		}
-		var by []*rule
-		dead := true
-		for _, p := range a.ports {
-			for i := range a.out.From {
-				j := slices.IndexFunc(rules, func(d *rule) bool {
-					return d.action == mesh.DenyRule && !d.out.Shadow && slices.Contains(d.ports, p) && covers(&d.out, &a.out, &a.out.From[i], p)
-				})
-				if j < 0 {
-					dead = false
-					break
-				}
-				if !slices.Contains(by, rules[j]) {
-					by = append(by, rules[j])
-				}
-			}
-		}
-		if !dead || len(by) == 0 {
+		by := s.deniedBy(a, rules)
+		if len(by) == 0 {
 			continue
 		}
 		var names []string
@@ -228,16 +343,91 @@ func (c *compiler) checkDeadAllows(s *service, rules []*rule) {
 	}
 }
 
-// covers reports whether a deny rule matches every call of one caller that an allow rule matches on a port.
-func covers(d, a *mesh.Rule, caller *mesh.Peer, p *port) bool {
-	return slices.ContainsFunc(d.From, func(q mesh.Peer) bool { return peerInside(&q, caller, p) }) &&
-		(d.Until.IsZero() || !a.Until.IsZero() && !a.Until.After(d.Until)) &&
-		within(d.Methods, a.Methods, func(x, y string) bool { return x == y }) &&
-		within(d.Routes, a.Routes, func(x, y string) bool { return x == y }) &&
-		within(d.Paths, a.Paths, pathInside) &&
-		within(d.Networks, a.Networks, networkInside) &&
-		within(d.SNI, a.SNI, nameInside) &&
-		headersInside(d.Headers, a.Headers) && tokenInside(d.JWT, a.JWT)
+// deniedBy are the deny rules that together cover all that an allow rule allows; none where they do not.
+func (s *service) deniedBy(a *rule, rules []*rule) (by []*rule) {
+	left := mostCalls
+	for _, p := range a.ports {
+		var denies []*rule
+		for _, d := range rules {
+			if d.action == mesh.DenyRule && !d.out.Shadow && slices.Contains(d.ports, p) && tokenInside(d.out.JWT, a.out.JWT) &&
+				(d.out.Until.IsZero() || !a.out.Until.IsZero() && !a.out.Until.After(d.out.Until)) {
+				denies = append(denies, d)
+			}
+		}
+		if len(denies) == 0 {
+			return nil
+		}
+		turns := slices.DeleteFunc(s.turns(a), func(t turn) bool { return t.route.port != p })
+		if len(a.routes) == 0 {
+			turns = s.turnsOn(p, slices.ContainsFunc(denies, func(d *rule) bool { return len(d.out.Routes) > 0 }))
+		}
+		for i := range a.out.From {
+			for j := range turns {
+				for call := range a.calls(&turns[j], a.out.Methods, a.out.Paths) {
+					if left--; left < 0 {
+						return nil
+					}
+					covering, ok := cover(denies, a, &a.out.From[i], &turns[j], &call, p)
+					if !ok {
+						return nil
+					}
+					for _, d := range covering {
+						if !slices.Contains(by, d) {
+							by = append(by, d)
+						}
+					}
+				}
+			}
+		}
+	}
+	return by
+}
+
+// cover are those of some deny rules that together match every call of a caller that is in a set of requests, at a turn of
+// the routes, on a port; false: some such call no one matches.
+func cover(denies []*rule, a *rule, caller *mesh.Peer, t *turn, call *call, p *port) (by []*rule, ok bool) {
+	if slices.ContainsFunc(t.before, func(m *mesh.Match) bool { return call.takenBy(m) }) {
+		return nil, true // no such request comes
+	}
+	var some []*rule // all but for its networks
+	for _, d := range denies {
+		r := &d.out
+		a.spend(1 + len(r.From) + len(r.Methods) + len(r.Routes) + compares*len(r.Paths) + len(r.Headers)*len(call.headers))
+		if slices.ContainsFunc(r.From, func(q mesh.Peer) bool { return peerInside(&q, caller, p) }) &&
+			(len(r.Methods) == 0 || slices.Contains(r.Methods, call.method)) &&
+			(len(r.Routes) == 0 || t.route != nil && slices.Contains(r.Routes, t.route.id)) &&
+			(len(r.Paths) == 0 || slices.ContainsFunc(r.Paths, call.under)) &&
+			within(r.SNI, a.out.SNI, nameInside) && call.says(r.Headers) {
+			if len(r.Networks) == 0 {
+				return []*rule{d}, true
+			}
+			some = append(some, d)
+		}
+	}
+	var denied []mesh.Network
+	for _, d := range some {
+		denied = append(denied, d.out.Networks...)
+	}
+	return some, len(some) > 0 && len(a.out.Networks) > 0 && !slices.ContainsFunc(a.out.Networks, func(n mesh.Network) bool {
+		return !coveredBy(n.CIDR, n.Except, denied)
+	})
+}
+
+// coveredBy reports whether every address of a range, but for some that are left out, is one of the networks.
+func coveredBy(p netip.Prefix, left []netip.Prefix, by []mesh.Network) bool {
+	if slices.ContainsFunc(left, func(e netip.Prefix) bool { return contains(e, p) }) ||
+		slices.ContainsFunc(by, func(n mesh.Network) bool { return networkInside(n, mesh.Network{CIDR: p}) }) {
+		return true
+	}
+	apart := func(q netip.Prefix) bool { return !p.Overlaps(q) || contains(q, p) }
+	if p.IsSingleIP() || !slices.ContainsFunc(by, func(n mesh.Network) bool { return p.Overlaps(n.CIDR) }) ||
+		!slices.ContainsFunc(left, func(e netip.Prefix) bool { return !apart(e) }) && !slices.ContainsFunc(by, func(n mesh.Network) bool {
+			return !apart(n.CIDR) || slices.ContainsFunc(n.Except, func(e netip.Prefix) bool { return !apart(e) })
+		}) {
+		return false // nothing below it differs from it
+	}
+	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	return coveredBy(low, left, by) && coveredBy(netip.PrefixFrom(sibling(low), low.Bits()), left, by)
 }
 
 // within reports whether each of b is inside one of a; a list that is not set is everything.
@@ -286,21 +476,6 @@ func nameInside(a, b string) bool {
 		return wide && strings.HasSuffix(suffix, cover)
 	}
 	return decide.HostMatches(a, b)
-}
-
-// headersInside reports whether header conditions of a deny rule hold of every request that satisfies those of an allow
-// rule. A header that is missing satisfies exact and oneOf in a deny rule too, but the allow rule must say something of
-// it for that to be known.
-func headersInside(a, b []mesh.HeaderMatch) bool {
-	for i := range a {
-		h := &a[i]
-		j := slices.IndexFunc(b, func(x mesh.HeaderMatch) bool { return x.Name == h.Name })
-		if j < 0 || !h.Present && (b[j].Present ||
-			slices.ContainsFunc(values(&b[j]), func(v string) bool { return !slices.Contains(values(h), v) })) {
-			return false
-		}
-	}
-	return true
 }
 
 // tokenInside reports whether a deny rule's condition on tokens holds wherever an allow rule's does.

@@ -245,7 +245,7 @@ var fields = map[string]field{
 
 	"PathMatch.exact":  {before: addMatch + `}]}`, set: addMatch + `path: exact: "/x"}]}`},
 	"PathMatch.prefix": {before: addMatch + `}]}`, set: addMatch + `path: prefix: "/x"}]}`},
-	"PathMatch.regex":  {before: addMatch + `}]}`, set: addMatch + `path: regex: "x"}]}`, capability: mesh.CapRouteRegex},
+	"PathMatch.regex":  {before: addMatch + `}]}`, set: addMatch + `path: regex: "/x"}]}`, capability: mesh.CapRouteRegex},
 
 	"HeaderMatch.exact": {before: addMatch + `headers: x: exact: "1"}]}`, set: addMatch + `headers: x: exact: "2"}]}`},
 	"HeaderMatch.regex": {before: addMatch + `}]}`, set: addMatch + `headers: x: regex: "2"}]}`, capability: mesh.CapRouteRegex},

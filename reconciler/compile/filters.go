@@ -264,7 +264,7 @@ func (c *compiler) checkRedirects(s *service, matches []mesh.Match, byID map[str
 			continue
 		}
 		takes := slices.IndexFunc(matches, func(by mesh.Match) bool {
-			return by.Path.Regex == "" && pathTakes(by.Path, lands) && subset(by.Headers, m.Headers) && subset(by.Query, m.Query)
+			return by.Path.Regex == "" && pathTakes(by.Path, lands) && fieldsInside(by.Headers, m.Headers) && fieldsInside(by.Query, m.Query)
 		})
 		if takes < 0 || matches[takes].Route != m.Route {
 			continue

@@ -98,7 +98,13 @@ func (c *compiler) path(s *service, at path, src *v1alpha1.PathMatch) mesh.PathM
 	switch {
 	case src.Regex != "":
 		c.need(&s.out.Needs, mesh.CapRouteRegex, at.at("regex"), "a regular expression over the path")
-		return mesh.PathMatch{Regex: c.regex(at.at("regex"), src.Regex)}
+		before := len(c.findings)
+		expr := c.regex(at.at("regex"), src.Regex)
+		if len(c.findings) == before && matchesNoPath(expr) {
+			c.find(diag.BadPattern, at.at("regex"), fmt.Sprintf("no path matches %q: it is read over the whole path, and a path begins with \"/\"", expr),
+				`begin it with "/", or with ".*" for what stands further on`)
+		}
+		return mesh.PathMatch{Regex: expr}
 	case src.Exact != "":
 		return mesh.PathMatch{Exact: c.spelling(at.at("exact"), string(src.Exact))}
 	}
@@ -139,6 +145,11 @@ func (c *compiler) regex(at path, expr string) string {
 	}
 	re, err := syntax.Parse("^(?:"+expr+")$", syntax.Perl)
 	if err == nil {
+		if n := 4 * maxRegexProgram; instructions(re, n) >= n { // too many to count them exactly
+			c.find(diag.BadPattern, at, fmt.Sprintf("the regular expression compiles to more than %d instructions; %d are the most", n, maxRegexProgram),
+				"lower its repetitions, or match by prefix")
+			return expr
+		}
 		var prog *syntax.Prog
 		if prog, err = syntax.Compile(re.Simplify()); err == nil && len(prog.Inst) > maxRegexProgram {
 			c.find(diag.BadPattern, at, fmt.Sprintf("the regular expression compiles to %d instructions; %d are the most", len(prog.Inst), maxRegexProgram),
@@ -301,15 +312,15 @@ func conditions(m mesh.Match) string {
 	return b.String()
 }
 
-// checkShadowed finds matches that no request reaches, among those of one port in precedence. A match is unreachable if
-// an earlier one asks for nothing that it does not ask for too. Precedence puts what asks for more first, so that this
-// happens in two ways only: both ask for the same, or the later one's path is a regular expression whose every path the
-// earlier one takes.
+// checkShadowed finds matches that no request reaches, among those of one port in precedence: all that they take is taken
+// by an earlier one. Precedence puts what asks for more first, so that without expressions an earlier one takes all of a
+// later one's only where both ask for the same.
 func (c *compiler) checkShadowed(matches []mesh.Match, byID map[string]*route) {
 	if len(matches) < 2 {
 		return
 	}
 	first := make(map[string]string, len(matches)) // conditions → route
+	var expressions []int                          // the matches so far that have some
 	for i := range matches {
 		m := &matches[i]
 		r := byID[m.Route]
@@ -320,10 +331,16 @@ func (c *compiler) checkShadowed(matches []mesh.Match, byID map[string]*route) {
 		earlier, ok := first[key]
 		if !ok {
 			first[key] = m.Route
-			if m.Path.Regex == "" {
-				continue
+			takes := func(by *mesh.Match) bool { return !byID[by.Route].broken && takesAll(by, m) }
+			j := -1
+			if usesRegex(m) {
+				c.spend(r.at, compares*i)
+				j = slices.IndexFunc(matches[:i], func(by mesh.Match) bool { return takes(&by) })
+				expressions = append(expressions, i)
+			} else if c.spend(r.at, compares*len(expressions)); len(expressions) == 0 {
+			} else if k := slices.IndexFunc(expressions, func(j int) bool { return takes(&matches[j]) }); k >= 0 {
+				j = expressions[k]
 			}
-			j := slices.IndexFunc(matches[:i], func(by mesh.Match) bool { return !byID[by.Route].broken && takesAll(&by, m) })
 			if j < 0 {
 				continue
 			}
@@ -331,66 +348,17 @@ func (c *compiler) checkShadowed(matches []mesh.Match, byID map[string]*route) {
 		}
 		by := byID[earlier]
 		if r == by {
-			c.find(diag.ShadowedRoute, r.at.at("match"), "two of the route's matches ask for the same",
-				"delete one of them")
+			message := "two of the route's matches ask for the same"
+			if !ok {
+				message = "one of the route's matches takes all that another one does"
+			}
+			c.find(diag.ShadowedRoute, r.at.at("match"), message, "delete one of them")
 			continue
 		}
 		c.find(diag.ShadowedRoute, r.at,
 			fmt.Sprintf("route %q takes every request of one of this route's matches first", localID(earlier)),
 			"make one of them more specific (path, method, header), or delete it", c.pos(by.at))
 	}
-}
-
-// takesAll reports whether every request that b takes is taken by a too, where b's path is a regular expression.
-func takesAll(a, b *mesh.Match) bool {
-	return (a.Method == "" || a.Method == b.Method) && subset(a.Headers, b.Headers) && subset(a.Query, b.Query) && coversPath(a.Path, b.Path.Regex)
-}
-
-// subset reports whether all of a's conditions are among b's.
-func subset(a, b []mesh.HeaderMatch) bool {
-	return !slices.ContainsFunc(a, func(h mesh.HeaderMatch) bool {
-		return !slices.ContainsFunc(b, func(g mesh.HeaderMatch) bool { return h.Name == g.Name && h.Exact == g.Exact && h.Regex == g.Regex })
-	})
-}
-
-// coversPath reports whether every path that an expression matches is taken by a path match; where it cannot tell, it
-// says no.
-func coversPath(p mesh.PathMatch, expr string) bool {
-	if p.Regex != "" || p == (mesh.PathMatch{}) {
-		return p.Regex == expr || p == (mesh.PathMatch{})
-	}
-	literal, whole := literalPrefix(expr)
-	switch {
-	case p.Exact != "":
-		return whole && decide.SpellPath(literal) == p.Exact
-	case whole:
-		return decide.HasPathPrefix(literal, p.Prefix)
-	}
-	return strings.HasPrefix(literal, p.Prefix+"/")
-}
-
-// literalPrefix is what every string that an expression matches begins with, and whether that is all of it.
-func literalPrefix(expr string) (literal string, whole bool) {
-	re, err := syntax.Parse(expr, syntax.Perl)
-	if err != nil {
-		return "", false
-	}
-	re = re.Simplify()
-	parts := []*syntax.Regexp{re}
-	if re.Op == syntax.OpConcat {
-		parts = re.Sub
-	}
-	var b strings.Builder
-	for i, p := range parts {
-		switch {
-		case p.Op == syntax.OpLiteral && p.Flags&syntax.FoldCase == 0:
-			b.WriteString(string(p.Rune))
-		case (p.Op == syntax.OpBeginText || p.Op == syntax.OpEmptyMatch) && b.Len() == 0, p.Op == syntax.OpEndText && i == len(parts)-1:
-		default:
-			return b.String(), false
-		}
-	}
-	return b.String(), true
 }
 
 // unconditional reports whether a match takes every request.
