@@ -54,7 +54,7 @@ func OnPort(rule *mesh.Rule, port string) bool {
 	return len(rule.Ports) == 0 || contains(rule.Ports, port)
 }
 
-func contains(list []string, s string) bool {
+func contains[T comparable](list []T, s T) bool {
 	for _, e := range list {
 		if e == s {
 			return true
