@@ -21,8 +21,12 @@ const (
 )
 
 // denialKey tells kinds of denial apart. peer is the caller of an inbound denial, backend the service that an outbound
-// one did not reach.
-type denialKey struct{ rule, peer, backend string }
+// one did not reach. observed is set where nothing was denied: a rule that only observes matched, or the default of a
+// port in the audit mode, which under another policy denies.
+type denialKey struct {
+	rule, peer, backend string
+	observed            bool
+}
 
 // denial is one kind of denial. commit and pos are those of the first one since the last line.
 type denial struct {
@@ -30,7 +34,6 @@ type denial struct {
 	commit, pos, id string
 	why             string // beyond the rule; may be empty
 	tcp             bool
-	observed        bool // nothing was denied: a rule that only observes matched
 	logged          time.Time
 	count           uint64 // not logged yet
 }

@@ -364,7 +364,7 @@ func (in *Inbound) observe(log *zerolog.Logger, c *client, pl *pipeline.Pipeline
 	key := inboundKey(c, port)
 	note := func(rule string) {
 		in.Metrics.Observed(key, rule, tcp)
-		in.denials.note(log, ask.Now, denial{denialKey: denialKey{rule: rule, peer: c.peer}, commit: pl.Commit, pos: pl.Origin(rule), tcp: tcp, observed: true})
+		in.denials.note(log, ask.Now, denial{denialKey: denialKey{rule: rule, peer: c.peer, observed: true}, commit: pl.Commit, pos: pl.Origin(rule), tcp: tcp})
 	}
 	if v.Default && v.Allowed && port.Port.Default == mesh.Audit {
 		note(v.Rule)

@@ -6,9 +6,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"github.com/heddle-mesh/heddle/schema/mesh"
 	"github.com/heddle-mesh/heddle/schema/spiffe"
@@ -252,5 +256,20 @@ func TestObserved(t *testing.T) {
 		if !some {
 			t.Errorf("%s was not logged:\n%s", rule, logs)
 		}
+	}
+}
+
+// TestObservedIsNotDenied: the default of a port in the audit mode denied under the policy before; what it lets in now is
+// a line of its own at once, and no denial.
+func TestObservedIsNotDenied(t *testing.T) {
+	logs := &logBuffer{}
+	log, now, d := zerolog.New(logs), time.Now(), denials{}
+	for _, observed := range []bool{false, true, true} {
+		d.note(&log, now, denial{denialKey: denialKey{rule: "shop/api/default/http", peer: "spiffe://test.mesh/a", observed: observed}})
+	}
+	d.flush(&log, now.Add(denialEvery))
+	said := regexp.MustCompile(`"count":\d+,"message":"\w+"`).FindAllString(logs.String(), -1)
+	if want := []string{`"count":1,"message":"denied"`, `"count":1,"message":"observed"`, `"count":1,"message":"observed"`}; !slices.Equal(said, want) {
+		t.Errorf("%s", logs.String())
 	}
 }

@@ -70,7 +70,7 @@ func TestStories(t *testing.T) {
 			e.Setenv("GIT_CONFIG_GLOBAL", "/dev/null")
 			e.Setenv("GIT_CONFIG_SYSTEM", "/dev/null")
 			e.Setenv("NO_COLOR", "1")
-			e.Values["story"] = &story{env: e}
+			e.Values["story"] = &story{env: e, tunnels: map[string]*ledger{}}
 			e.Defer(func() {
 				if err := of(e).stop(); err != nil {
 					t.Error(err)
@@ -87,6 +87,7 @@ func TestStories(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"up": up, "down": down, "commit": commit, "edit": edit, "converge": converge, "get": get, "share": share,
 			"until": until, "load": load, "crash": crash, "address": address, "gone": gone,
+			"call": call, "soon": soon, "past": past, "tunnel": tunnel, "write": write, "observed": observed,
 		},
 	})
 }
@@ -104,6 +105,8 @@ type story struct {
 	env   *testscript.Env
 	mesh  *meshtest.Mesh
 	loads []*meshtest.Load
+	// tunnels are connections to the ledger, by the upstream they go through.
+	tunnels map[string]*ledger
 }
 
 type valued interface{ Value(any) any }
