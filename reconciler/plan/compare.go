@@ -60,15 +60,13 @@ func (c *comparison) run() {
 			changed[p.name] = true
 		}
 	}
+	c.callers = reach.NewCallers(c.before, c.after)
 	for i := range pairs {
 		p := &pairs[i]
-		if !p.inDiff && !p.outDiff && !leadsTo(p.outIs, changed) && !leadsTo(p.outWas, changed) {
-			continue
+		byMoved := c.callers.Moved() && p.outIs != nil && len(p.outIs.Consumers) > 0
+		if p.inDiff || p.outDiff || byMoved || leadsTo(p.outIs, changed) || leadsTo(p.outWas, changed) {
+			c.service(p)
 		}
-		if c.callers == nil {
-			c.callers = reach.NewCallers(c.before, c.after)
-		}
-		c.service(p)
 	}
 	c.mesh()
 	c.later()
@@ -282,7 +280,7 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 	if !routed || call.Peer == "" {
 		return
 	}
-	ob, oa := decide.Judge(c.before, call), decide.Judge(c.after, call)
+	ob, oa := c.judge(call)
 	kind, both := differ(&ob, &oa, call.Path), refused(&ob) && refused(&oa)
 	if kind != alike {
 		own := kind == verdicts && len(ob.Shares) == 1 && ob.Shares[0].Service == call.Service && ob.Shares[0].Port == call.Port &&
@@ -318,6 +316,12 @@ func (c *comparison) compareCall(call *decide.Call, p *pair, was, is *mesh.Inbou
 			yield(e)
 		}
 	}
+}
+
+// judge is what becomes of a call on the two sides.
+func (c *comparison) judge(call *decide.Call) (was, is decide.Outcome) {
+	b, a := c.callers.Of(0, call), c.callers.Of(1, call)
+	return decide.Judge(c.before, &b), decide.Judge(c.after, &a)
 }
 
 // refused reports whether a call gets to no backend that lets it in.
@@ -537,7 +541,7 @@ func (c *comparison) lines(space *reach.Space, tally *reach.Tally, found *edges,
 			}
 			if e.door && l.Witness.Identity != "" { // by its routes the caller may come elsewhere
 				call := l.Witness.Call()
-				ob, oa := decide.Judge(c.before, &call), decide.Judge(c.after, &call)
+				ob, oa := c.judge(&call)
 				// A rule that ends changes one mesh, and its witness is of the time after.
 				l.Witness.Direct = e.at.IsZero() && ob.Allowed() != (e.before == allowed) || oa.Allowed() != (e.after == allowed)
 			}
@@ -700,9 +704,6 @@ func (c *comparison) later() {
 		}
 		if len(ends) == 0 {
 			continue
-		}
-		if c.callers == nil {
-			c.callers = reach.NewCallers(c.before, c.after)
 		}
 		slices.SortFunc(ends, time.Time.Compare)
 		ends = slices.CompactFunc(ends, time.Time.Equal)

@@ -152,7 +152,7 @@ func New(q *Question) (*Space, error) {
 		}
 	}
 	if q.Differences && len(q.Meshes) == 2 {
-		s.partly = g.sameOtherwise(q)
+		s.partly = g.sameOtherwise(q) && !(len(g.spaces) > 0 && q.Callers.Moved())
 		markChanged(s.conds)
 	}
 	if f := q.Flow; f != nil {
