@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -29,151 +30,182 @@ func (c *comparison) egress() {
 	}
 }
 
-// way is how a class of destinations is treated.
-type way struct {
-	allowed bool
-	id      string
-	how     string // protocol and TLS
-}
-
-func (w way) text() string {
-	if !w.allowed {
+// exitText says how a destination is treated.
+func exitText(x *decide.Exit) string {
+	switch {
+	case !x.Allowed:
 		return "denied"
-	}
-	if w.how != "" {
-		return "allowed, " + w.how
+	case x.OriginateTLS:
+		return "allowed, " + string(x.Protocol) + ", TLS begun by the sidecar"
+	case x.Protocol != "":
+		return "allowed, " + string(x.Protocol)
 	}
 	return "allowed"
 }
 
-// leave judges a caller of a namespace that leaves the mesh: deny beats allow, and what no rule names goes by the default;
-// a namespace that says nothing says no.
-func leave(e *mesh.Egress, caller mesh.ServiceName, host string, addr netip.Addr, port uint16) way {
-	if e == nil {
-		return way{}
-	}
-	w := way{id: e.DefaultID, allowed: e.Default == mesh.Allow}
-	by := false
-	for i := range e.Rules {
-		r := &e.Rules[i]
-		if len(r.Services) > 0 && !slices.Contains(r.Services, caller) || len(r.Ports) > 0 && !slices.Contains(r.Ports, port) {
+// sameExit reports whether two exits are one to the caller, whatever rule makes them so.
+func sameExit(x, y *decide.Exit) bool {
+	return x.Allowed == y.Allowed && (!x.Allowed || x.Protocol == y.Protocol && x.OriginateTLS == y.OriginateTLS)
+}
+
+// place is a class of destinations, by name or by address.
+type place struct {
+	host string
+	addr netip.Addr
+	text string
+}
+
+// placesOf are the classes that the rules of some egress tell apart: hosts, the first of which stands for those that none
+// names, and addresses, which begin with those outside every network.
+func placesOf(sides ...*mesh.Egress) (hosts, addrs []place) {
+	names := map[string]bool{}
+	var networks []netip.Prefix
+	for _, e := range sides {
+		if e == nil {
 			continue
 		}
-		named := slices.ContainsFunc(r.Hosts, func(h string) bool { return h == "" || host != "" && decide.HostMatches(h, host) })
-		inside := slices.ContainsFunc(r.Networks, func(n mesh.Network) bool { return host == "" && decide.InNetwork(&n, addr) })
-		if !named && !inside && len(r.Hosts)+len(r.Networks) > 0 {
-			continue
-		}
-		if r.Action == mesh.DenyRule {
-			return way{id: r.ID}
-		}
-		if !by {
-			how := string(r.Protocol)
-			if r.OriginateTLS {
-				how += ", TLS begun by the sidecar"
+		for i := range e.Rules {
+			for _, h := range e.Rules[i].Hosts {
+				names[h] = true
 			}
-			w, by = way{allowed: true, id: r.ID, how: how}, true
+			for _, n := range e.Rules[i].Networks {
+				networks = append(append(networks, n.CIDR), n.Except...)
+			}
 		}
 	}
-	return w
+	other := "x.invalid"
+	for len(other) < 64 && slices.ContainsFunc(keys(names), func(h string) bool { return decide.HostMatches(h, other) }) {
+		other = "x" + other
+	}
+	hosts = []place{{host: other, text: "any other host"}}
+	for _, h := range keys(names) {
+		if suffix, ok := strings.CutPrefix(h, "*."); ok {
+			fresh := "x"
+			for names[fresh+"."+suffix] {
+				fresh += "x"
+			}
+			hosts = append(hosts, place{host: fresh + "." + suffix, text: h})
+		} else if h != "" {
+			hosts = append(hosts, place{host: h, text: h})
+		}
+	}
+	// A region of addresses begins where a network begins, or behind one's end.
+	within := func(a netip.Addr) string {
+		in := make([]byte, len(networks))
+		for i, n := range networks {
+			in[i] = '0'
+			if n.Contains(a) {
+				in[i] = '1'
+			}
+		}
+		return string(in)
+	}
+	seen := map[string]bool{}
+	put := func(a netip.Addr, text string) {
+		if a.IsValid() && !seen[within(a)] {
+			seen[within(a)] = true
+			addrs = append(addrs, place{addr: a, text: text})
+		}
+	}
+	put(netip.MustParseAddr("192.0.2.1"), "any other address") // of RFC 5737
+	if !strings.Contains(within(addrs[0].addr), "1") {
+		put(netip.MustParseAddr("2001:db8::1"), "any other address") // of RFC 3849
+	} else {
+		addrs[0].text = "addresses like " + addrs[0].addr.String()
+		put(netip.MustParseAddr("2001:db8::1"), "addresses like 2001:db8::1")
+	}
+	for _, n := range networks {
+		put(n.Masked().Addr(), n.String())
+		if next := reach.Last(n).Next(); next.IsValid() {
+			put(next, "addresses like "+next.String())
+		}
+	}
+	return hosts, addrs
 }
 
 func (c *comparison) egressOf(ns string, b, a *mesh.Egress) {
-	services, hosts, ports := map[string]bool{"": true}, map[string]bool{}, map[uint16]bool{}
-	var networks []netip.Prefix
+	services, ports := map[string]bool{"": true}, map[uint16]bool{}
 	for _, e := range []*mesh.Egress{b, a} {
 		if e == nil {
 			continue
 		}
 		for i := range e.Rules {
-			r := &e.Rules[i]
-			for _, s := range r.Services {
+			for _, s := range e.Rules[i].Services {
 				services[string(s)] = true
 			}
-			for _, h := range r.Hosts {
-				hosts[h] = true
-			}
-			for _, p := range r.Ports {
+			for _, p := range e.Rules[i].Ports {
 				ports[p] = true
 			}
-			for _, n := range r.Networks {
-				networks = append(append(networks, n.CIDR), n.Except...)
-			}
 		}
 	}
-	// Destinations: each host that is named, one under each wildcard, another; each edge of a network, an address outside.
-	type place struct {
-		host string
-		addr netip.Addr
-		text string
-	}
-	other := "x.invalid"
-	for len(other) < 64 && slices.ContainsFunc(keys(hosts), func(h string) bool { return decide.HostMatches(h, other) }) {
-		other = "x" + other
-	}
-	places := []place{{host: other, text: "any other host"}}
-	for _, h := range keys(hosts) {
-		if suffix, ok := strings.CutPrefix(h, "*."); ok {
-			fresh := "x"
-			for hosts[fresh+"."+suffix] {
-				fresh += "x"
-			}
-			places = append(places, place{host: fresh + "." + suffix, text: h})
-		} else if h != "" {
-			places = append(places, place{host: h, text: h})
-		}
-	}
-	outside := netip.MustParseAddr("192.0.2.1")
-	places = append(places, place{addr: outside, text: "any other address"})
-	for _, n := range networks {
-		places = append(places, place{addr: n.Masked().Addr(), text: n.String()})
-		if next := reach.Last(n).Next(); next.IsValid() {
-			places = append(places, place{addr: next, text: "addresses like " + next.String()})
-		}
-	}
-	numbers := []uint16{0}
+	hosts, addrs := placesOf(b, a)
+	numbers := []uint16{0} // any other port
 	for p := range ports {
 		numbers = append(numbers, p)
 	}
 	slices.Sort(numbers)
-	type key struct {
-		was, is way
+	to := "outside, from " + ns
+	if len(services)*len(hosts)*len(addrs)*len(numbers) > cmp.Or(c.o.Budget, reach.Budget) {
+		c.add(Line{Risk: Widens, MayChange: true, Kind: KindEgress, Subject: "egress", To: to, Before: "too many combinations of destinations to compare them all", After: "may change",
+			WhereBefore: where(c.wasAt, idOf(b)), WhereAfter: where(c.isAt, idOf(a))})
+		return
 	}
-	type cell struct{ caller, text string }
-	found := map[key][]cell{}
+	type key struct{ was, is decide.Exit }
+	type seen struct{ caller, text string }
+	found := map[key][]seen{}
 	for _, s := range keys(services) {
-		caller := s
-		name := mesh.ServiceName(s)
+		caller, name := s, mesh.ServiceName(s)
 		if s == "" {
 			caller, name = "services of "+ns, mesh.ServiceName(ns+"/")
 			if len(services) > 1 {
 				caller = "other services of " + ns
 			}
 		}
-		for _, p := range places {
-			for _, port := range numbers {
-				x, y := leave(b, name, p.host, p.addr, port), leave(a, name, p.host, p.addr, port)
-				if x.allowed == y.allowed && (!x.allowed || x.how == y.how) {
-					continue
-				}
-				text := p.text + ":" + fmt.Sprint(port)
+		for _, port := range numbers {
+			judge := func(host, addr *place) key {
+				d := decide.Departure{Caller: name, Host: host.host, Addr: addr.addr, Port: port}
+				return key{decide.Leave(b, &d), decide.Leave(a, &d)}
+			}
+			note := func(k key, text string) {
 				if port == 0 {
-					text = p.text + ", any other port"
+					text += ", any other port"
+				} else {
+					text += ":" + fmt.Sprint(port)
 				}
-				found[key{x, y}] = append(found[key{x, y}], cell{caller, text})
+				if !sameExit(&k.was, &k.is) {
+					found[k] = append(found[k], seen{caller, text})
+				}
+			}
+			byAddr := make([]key, len(addrs))
+			for i := range addrs {
+				byAddr[i] = judge(&place{}, &addrs[i])
+				note(byAddr[i], addrs[i].text)
+			}
+			for i := range hosts {
+				byHost := judge(&hosts[i], &addrs[0])
+				note(byHost, hosts[i].text)
+				for j := 1; j < len(addrs); j++ {
+					// What the name alone or the address alone already says needs no line of its own.
+					if both := judge(&hosts[i], &addrs[j]); both != byHost && both != byAddr[j] {
+						note(both, hosts[i].text+" at "+addrs[j].text)
+					}
+				}
 			}
 		}
 	}
-	for k, cells := range found {
-		l := Line{Risk: Widens, Kind: KindEgress, Subject: "egress", To: "outside, from " + ns, Before: k.was.text(), After: k.is.text(),
-			WhereBefore: where(c.wasAt, k.was.id), WhereAfter: where(c.isAt, k.is.id)}
+	for k, places := range found {
+		l := Line{Risk: Widens, Kind: KindEgress, Subject: "egress", To: to, Before: exitText(&k.was), After: exitText(&k.is),
+			WhereBefore: where(c.wasAt, k.was.Rule), WhereAfter: where(c.isAt, k.is.Rule)}
 		switch {
-		case k.was.allowed && k.is.allowed:
+		case k.was.Allowed && k.is.Allowed:
 			l.Risk = Reroutes
-		case k.was.allowed:
+			if k.was.OriginateTLS && !k.is.OriginateTLS {
+				l.Risk = DropsEncryption
+			}
+		case k.was.Allowed:
 			l.Risk = Narrows
 		}
-		for _, x := range cells {
+		for _, x := range places {
 			if !slices.Contains(l.From, x.caller) {
 				l.From = append(l.From, x.caller)
 			}
@@ -184,6 +216,14 @@ func (c *comparison) egressOf(ns string, b, a *mesh.Egress) {
 		c.add(l)
 	}
 	if len(found) == 0 {
-		c.value(Line{Risk: Neutral, Kind: KindEgress, Subject: "egress rules", To: "outside, from " + ns}, "as before", "as before", !same(b, a), ns+"/egress-default")
+		c.value(Line{Risk: Neutral, Kind: KindEgress, Subject: "egress rules", To: to}, "as before", "as before", !same(b, a), ns+"/egress-default")
 	}
+}
+
+// idOf names what decides about destinations that no rule names.
+func idOf(e *mesh.Egress) string {
+	if e == nil {
+		return ""
+	}
+	return e.DefaultID
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/heddle-mesh/heddle/schema/decide"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
@@ -48,15 +49,16 @@ func TestEgressAgainstBruteForce(t *testing.T) {
 			caller, port := pick(g, names[0], names[1], "s/zz"), pick(g, uint16(25), 443, 8080)
 			host, addr := "", netip.MustParseAddr(pick(g, "10.1.1.1", "10.65.1.1", "10.200.0.1", "198.51.100.9", "203.0.113.9", "11.0.0.1"))
 			if g.chance(50) {
-				host, addr = pick(g, "a.example", "x.example", "zz.example", "x.b.example", "zz.test"), netip.Addr{}
+				host = pick(g, "a.example", "x.example", "zz.example", "x.b.example", "zz.test")
 			}
-			was, is := leave(&b.Egress[0], caller, host, addr, port), leave(&a.Egress[0], caller, host, addr, port)
-			if was.allowed == is.allowed {
+			d := decide.Departure{Caller: caller, Host: host, Addr: addr, Port: port}
+			was, is := decide.Leave(&b.Egress[0], &d), decide.Leave(&a.Egress[0], &d)
+			if was.Allowed == is.Allowed {
 				continue
 			}
 			differing++
 			risk, who, on := Narrows, string(caller), ":443"
-			if is.allowed {
+			if is.Allowed {
 				risk = Widens
 			}
 			switch port {
@@ -73,9 +75,9 @@ func TestEgressAgainstBruteForce(t *testing.T) {
 					slices.ContainsFunc(l.Requests, func(r string) bool {
 						return strings.HasSuffix(r, on) || strings.HasSuffix(r, ", any other port") && !named[port]
 					}) &&
-					len(l.WhereBefore)+len(l.WhereAfter) > 0 && (l.WhereBefore[0].ID == was.id && l.WhereAfter[0].ID == is.id)
+					len(l.WhereBefore)+len(l.WhereAfter) > 0 && (l.WhereBefore[0].ID == was.Rule && l.WhereAfter[0].ID == is.Rule)
 			}) {
-				t.Fatalf("seed %d: %s to %s%s%s is %s and then %s (%s, %s), in none of %d lines", seed, caller, host, addr, on, was.text(), is.text(), was.id, is.id, len(p.Lines))
+				t.Fatalf("seed %d: %s to %s%s%s is %s and then %s (%s, %s), in none of %d lines", seed, caller, host, addr, on, exitText(&was), exitText(&is), was.Rule, is.Rule, len(p.Lines))
 			}
 		}
 	}
