@@ -224,10 +224,7 @@ func common(a, b *mesh.EgressRule) string {
 			if m.CIDR.Bits() > narrow.Bits() {
 				narrow = m.CIDR
 			}
-			left := func(of mesh.Network) bool {
-				return slices.ContainsFunc(of.Except, func(e netip.Prefix) bool { return contains(e, narrow) })
-			}
-			if !left(n) && !left(m) {
+			if !covered(narrow, slices.Concat(n.Except, m.Except)) {
 				return narrow.String()
 			}
 		}

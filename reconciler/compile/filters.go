@@ -306,10 +306,15 @@ func (c *compiler) mirror(r *route, at path, src *v1alpha1.Mirror) *mesh.Mirror 
 	if slices.ContainsFunc(r.compiled.Backends, func(b mesh.Backend) bool {
 		return b.Service == out.Service && b.Port == out.Port && b.Weight > 0
 	}) {
-		c.find(diag.SelfMirror, at, fmt.Sprintf("%s gets the requests already: it would see them twice", out.Service),
-			"mirror to a service that is not among the route's backends", c.pos(r.at.at("backends")))
+		c.selfMirror(at, out.Service, r.at.at("backends"))
 	}
 	return out
+}
+
+// selfMirror finds a mirror to where the requests go.
+func (c *compiler) selfMirror(at path, to mesh.ServiceName, backends path) {
+	c.find(diag.SelfMirror, at, fmt.Sprintf("%s gets the requests already: it would see them twice", to),
+		"mirror to a service that is not among the route's backends", c.pos(backends))
 }
 
 func (c *compiler) cors(at path, src *v1alpha1.CORS) *mesh.CORS {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
@@ -42,6 +43,8 @@ func (c *compiler) compileIssuers() {
 		c.checkRuleName(is.at, "token issuer", name)
 		if src.Issuer == "" {
 			c.find(diag.MissingField, is.at.at("issuer"), "the issuer says not what stands in its tokens' iss claim", `write issuer: "https://login.example.org"`)
+		} else if !plainText(src.Issuer) {
+			c.find(diag.WrongValue, is.at.at("issuer"), fmt.Sprintf("no token is of issuer %q", src.Issuer), "leave out spaces at the ends and control characters")
 		} else if other := claimed[src.Issuer]; other != nil {
 			c.find(diag.DuplicateEntry, is.at.at("issuer"), fmt.Sprintf("%q is issuer %q already", src.Issuer, other.out.Name),
 				"let the two be one, with all audiences", c.pos(other.at.at("issuer")))
@@ -61,6 +64,12 @@ func (c *compiler) compileIssuers() {
 	}
 }
 
+// plainText reports whether a text is one that people can tell from others: spaces at its ends and control characters are
+// slips of the hand.
+func plainText(s string) bool {
+	return strings.TrimSpace(s) == s && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
 func (c *compiler) audiences(at path, src []string) (out []string) {
 	if len(src) == 0 {
 		c.find(diag.MissingField, at, "a token for anybody would do: no audience is named",
@@ -70,6 +79,8 @@ func (c *compiler) audiences(at path, src []string) (out []string) {
 		switch {
 		case a == "":
 			c.find(diag.WrongValue, at.index(i), "an audience is not empty", "name it, or delete the element")
+		case !plainText(a):
+			c.find(diag.WrongValue, at.index(i), fmt.Sprintf("no token is meant for %q", a), "leave out spaces at the ends and control characters")
 		case slices.Contains(out, a):
 			c.duplicate(at, i, slices.Index(src, a), fmt.Sprintf("audience %q", a))
 		default:
@@ -97,6 +108,9 @@ func (c *compiler) keys(is *issuer, src *v1alpha1.JWTIssuer) {
 	}
 }
 
+// keyFields are what a public key has, by its kind (RFC 7518, 6; RFC 8037, 2).
+var keyFields = map[string][]string{"RSA": {"n", "e"}, "EC": {"crv", "x", "y"}, "OKP": {"crv", "x"}}
+
 // keySet says why a text is no JSON Web Key Set of public keys, or "".
 func keySet(text string) string {
 	var set struct {
@@ -117,6 +131,13 @@ func keySet(text string) string {
 			return fmt.Sprintf("key %d is a shared secret: whoever reads the repository could sign tokens", i)
 		case k["d"] != nil:
 			return fmt.Sprintf("key %d has its private half: whoever reads the repository could sign tokens", i)
+		case keyFields[kty] == nil:
+			return fmt.Sprintf("key %d is of kind %q, and tokens are signed by keys of kind RSA, EC or OKP", i, kty)
+		}
+		for _, field := range keyFields[kty] {
+			if k[field] == nil {
+				return fmt.Sprintf("key %d is of kind %s and has no %s", i, kty, field)
+			}
 		}
 	}
 	return ""
@@ -149,6 +170,7 @@ func (c *compiler) jwt(at path, src *v1alpha1.JWTMatch) *mesh.JWTMatch {
 	} else {
 		is.used = true
 	}
+	c.noEntries(at.at("claims"), len(src.Claims), "claims")
 	out := &mesh.JWTMatch{Issuer: src.Issuer}
 	for _, name := range slices.Sorted(maps.Keys(src.Claims)) {
 		values, at := src.Claims[name], at.at("claims", name)

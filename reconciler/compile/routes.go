@@ -255,6 +255,9 @@ func (c *compiler) checkRequestDefaults(s *service) {
 
 // routePort resolves the port that a route belongs to.
 func (c *compiler) routePort(s *service, at path, name string, kind routeKind) *port {
+	if c.noName(at.at("port"), name) {
+		return nil
+	}
 	if name == "" {
 		return c.onlyPort(s, at, kind)
 	}
@@ -270,6 +273,26 @@ func (c *compiler) routePort(s *service, at path, name string, kind routeKind) *
 		return nil
 	}
 	return p
+}
+
+// noName finds a name that was written and is empty, as where something computes it.
+func (c *compiler) noName(at path, name string) bool {
+	if name != "" {
+		return false
+	}
+	_, written := c.doc.At(string(at))
+	if written {
+		c.find(diag.WrongValue, at, "an empty name names nothing", "leave the field out for the default")
+	}
+	return written
+}
+
+// noEntries finds a map of conditions that was written and is empty, as where something computes it: what it would ask of
+// requests is not asked.
+func (c *compiler) noEntries(at path, n int, what string) {
+	if _, written := c.doc.At(string(at)); written && n == 0 {
+		c.find(diag.WrongValue, at, "no "+what+" are named, so nothing is asked of them", "name them, or leave the field out")
+	}
 }
 
 // mend says how a port comes to fit.
@@ -365,6 +388,11 @@ func (c *compiler) backends(s *service, r *route, src []v1alpha1.Backend, kind r
 		if p == nil {
 			continue
 		}
+		for j, f := range filters {
+			if m := f.Mirror; m != nil && m.Service == target.name && m.Port == p.name {
+				c.selfMirror(at.at("filters").index(j).at("mirror"), m.Service, at.at("service"))
+			}
+		}
 		out = append(out, mesh.Backend{Service: target.name, Port: p.name, Weight: uint32(max(w, 0)), Filters: filters})
 	}
 	switch {
@@ -409,6 +437,9 @@ func (c *compiler) backendPort(target *service, r *route, at path, name string, 
 	field := at
 	if name != "" {
 		field = at.at("port")
+	}
+	if c.noName(at.at("port"), name) {
+		return nil
 	}
 	p := target.port(name)
 	if name == "" && r.port != nil {

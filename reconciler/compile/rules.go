@@ -97,6 +97,7 @@ func (c *compiler) compileRule(s *service, r *rule) {
 	r.out.Networks = c.networks(at.at("networks"), src.Networks)
 	r.out.Methods = c.ruleMethods(at.at("methods"), src.Methods)
 	r.out.Paths = c.rulePaths(at.at("paths"), src.Paths)
+	c.noEntries(at.at("headers"), len(src.Headers), "headers")
 	r.out.Headers = c.ruleHeaders(at.at("headers"), src.Headers)
 	r.out.SNI = c.ruleSNI(at.at("sni"), src.Sni)
 	r.out.JWT = c.jwt(at.at("jwt"), src.Jwt)

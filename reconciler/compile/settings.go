@@ -117,7 +117,10 @@ func (c *compiler) environments(at path, names []string) {
 	}
 	seen := map[string]path{}
 	for i, n := range names {
-		c.checkLabel(at.index(i), "environment", n)
+		if !named(n, "-_.", true) {
+			c.find(diag.WrongValue, at.index(i), fmt.Sprintf("%q is no name of an environment", n),
+				"use letters, digits, '-', '_' and '.', at most 63, with a letter or digit at the ends")
+		}
 		c.once(seen, n, at.index(i), "environment")
 	}
 }
@@ -247,7 +250,7 @@ func (c *compiler) sources(at path, src map[string]v1alpha1.Source) {
 		c.checkLabel(at, "source", name)
 		switch n := count(s.Repository != "", s.Directory != ""); {
 		case n != 1:
-			c.find(diag.WrongValue, at, fmt.Sprintf("a source is exactly one of repository, directory; %d are set", n), `write directory: "teams/pay"`)
+			c.find(diag.WrongValue, at, fmt.Sprintf("a source is exactly one of repository, directory; %d are set", n), `write directory: "team-pay", or repository: "https://git.example/team/policy"`)
 		case s.Repository != "":
 			c.need(nil, mesh.CapRemoteSource, at.at("repository"), "a source in another repository")
 		case s.Ref != "":
