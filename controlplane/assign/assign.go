@@ -264,6 +264,7 @@ func New(v *View, endpoints *inventory.Snapshot, w *Workload) *Config {
 			}
 		}
 	}
+	need(v.Mesh.Settings.Needs)
 	c.Objects = append(make([]*proxyapi.Object, 0, len(v.common)+3*len(served)+2), v.common...)
 	if in, ok := v.Mesh.InboundOf(w.Service); ok {
 		c.Objects = append(c.Objects, v.inbound[w.Service])

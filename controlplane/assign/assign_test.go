@@ -4,9 +4,11 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/heddle-mesh/heddle/controlplane/inventory"
 	"github.com/heddle-mesh/heddle/schema/decide"
@@ -19,13 +21,19 @@ import (
 
 func identity(i int) string { return fmt.Sprintf("spiffe://mesh.test/ns/n/sa/s%d", i) }
 
-// random makes a mesh with every kind of rule, port default and backend.
 // Beginnings and ends of the identities that random names, and of none.
 var (
 	prefixes = []string{identity(1)[:strings.LastIndexByte(identity(1), '/')+1], "spiffe://mesh.test/none/"}
 	suffixes = []string{identity(2)[strings.LastIndexByte(identity(2), '/'):], "/none"}
 )
 
+// What rules of random go by besides.
+var (
+	near = mesh.Network{CIDR: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}}
+	noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+)
+
+// random makes a mesh with every kind of rule, port default and backend.
 func random(r *rand.Rand, services int) (*mesh.Mesh, mesh.Origins) {
 	m, origins := &mesh.Mesh{Settings: mesh.Settings{TrustDomain: "mesh.test"}}, mesh.Origins{}
 	var names []mesh.ServiceName
@@ -39,12 +47,27 @@ func random(r *rand.Rand, services int) (*mesh.Mesh, mesh.Origins) {
 			def := string(n) + "/default/" + p
 			origins[def] = diag.Pos{File: "mesh.cue", Line: 1 + r.IntN(3)}
 			in.Ports = append(in.Ports, mesh.InboundPort{Name: p, DefaultID: def,
-				Default: []mesh.InboundMode{mesh.Deny, mesh.Deny, mesh.Deny, mesh.AllAuthenticated, mesh.AllUnauthenticated}[r.IntN(5)]})
+				Default: []mesh.InboundMode{mesh.Deny, mesh.Deny, mesh.Deny, mesh.Deny, mesh.AllAuthenticated, mesh.AllUnauthenticated,
+					mesh.Audit, mesh.ClusterAuthenticated, mesh.ClusterUnauthenticated}[r.IntN(9)]})
 		}
 		for j := range r.IntN(4) {
 			rule := mesh.Rule{ID: fmt.Sprintf("%s/allow/r%d", n, j), Action: mesh.Allow}
-			if r.IntN(3) == 0 {
+			switch r.IntN(6) {
+			case 0, 1:
 				rule.Action = mesh.DenyRule
+			case 2:
+				rule.Action = mesh.AuditRule
+			case 3:
+				rule.Shadow = true
+			}
+			if r.IntN(4) == 0 {
+				rule.Networks = []mesh.Network{near}
+			}
+			if r.IntN(4) == 0 {
+				rule.Until = noon
+			}
+			if r.IntN(4) == 0 {
+				rule.Methods = []string{"GET"}
 			}
 			for range 1 + r.IntN(2) {
 				rule.From = append(rule.From, []mesh.Peer{{Identity: identity(r.IntN(services))}, {Identity: identity(r.IntN(services))},
@@ -85,6 +108,73 @@ func TestCalleesAreExactlyThoseThatMayBeCalled(t *testing.T) {
 				t.Fatalf("seed %d: %s may call %v, the view says %v", seed, identity(i), want, got)
 			}
 		}
+	}
+}
+
+// TestWhoMayCallIsServed holds the view to brute force: whoever a service lets in, to any port, from anywhere, at any time,
+// by any request, is served it; and who is refused it early is told a rule that refuses it.
+func TestWhoMayCallIsServed(t *testing.T) {
+	asks := []decide.Request{{}, {HTTP: true, Method: "GET", Path: "/"}, {HTTP: true, Method: "PUT", Path: "/"}}
+	served, refused := 0, 0
+	for seed := range uint64(300) {
+		m, origins := random(rand.New(rand.NewPCG(seed, 4)), 12)
+		for i := range m.Inbound {
+			m.Inbound[i].ClusterNetworks = []netip.Prefix{near.CIDR}
+			m.Inbound[i].Ports[0].Matches = []mesh.Match{{Route: "some", Method: "PUT"}}
+		}
+		v := NewView(&release.Record{Epoch: 1}, m, origins, nil)
+		for i := range 14 {
+			peer, all := identity(i), []mesh.ServiceName(nil)
+			let := map[mesh.ServiceName]bool{}
+			for j := range m.Inbound {
+				in := &m.Inbound[j]
+				all = append(all, in.Service)
+				for k := range in.Ports {
+					for _, r := range asks {
+						for _, a := range []string{"10.1.1.1", "10.9.1.1", "192.0.2.1"} {
+							for _, now := range []time.Time{noon.Add(-time.Second), noon} {
+								r.Peer, r.Addr, r.Now = peer, netip.MustParseAddr(a), now
+								let[in.Service] = let[in.Service] || decide.Authorize(in, &in.Ports[k], &r).Allowed
+							}
+						}
+					}
+				}
+			}
+			c := New(v, new(inventory.Snapshot), &Workload{Service: m.Inbound[0].Service, Identity: peer, Subscribed: all})
+			for _, r := range c.Refused {
+				refused++
+				if let[r.Service] || r.Unknown {
+					t.Fatalf("seed %d: %s is refused %s by %s, which lets it in", seed, peer, r.Service, r.Rule)
+				}
+				if in, _ := m.InboundOf(r.Service); r.Origin == "" || !names(in, r.Rule) {
+					t.Fatalf("seed %d: %s is refused %s by %q at %q", seed, peer, r.Service, r.Rule, r.Origin)
+				}
+			}
+			served += len(all) - len(c.Refused)
+		}
+	}
+	if served < 1000 || refused < 1000 {
+		t.Errorf("%d were served and %d refused: too few to say anything", served, refused)
+	}
+}
+
+// names reports whether an id is of an enforced rule, or of a default, of a service.
+func names(in *mesh.Inbound, id string) bool {
+	return slices.ContainsFunc(in.Ports, func(p mesh.InboundPort) bool { return p.DefaultID == id }) ||
+		slices.ContainsFunc(in.Rules, func(r mesh.Rule) bool { return r.ID == id && r.Action == mesh.DenyRule && !r.Shadow })
+}
+
+// TestLacks: a configuration says what a sidecar lacks for any of its objects, the settings' too.
+func TestLacks(t *testing.T) {
+	m, origins := random(rand.New(rand.NewPCG(1, 5)), 3)
+	own := &m.Inbound[0]
+	m.Settings.Needs, own.Needs = []mesh.Capability{mesh.CapNetworks}, []mesh.Capability{mesh.CapAudit, mesh.CapAuthorize}
+	m.Outbound[1].Needs = []mesh.Capability{mesh.CapRetry}
+	v := NewView(&release.Record{Epoch: 1}, m, origins, nil)
+	c := New(v, new(inventory.Snapshot), &Workload{Service: own.Service, Identity: "spiffe://mesh.test/nobody",
+		Declared: []mesh.ServiceName{m.Outbound[1].Service}, Capabilities: []mesh.Capability{mesh.CapAuthorize}})
+	if want := []mesh.Capability{mesh.CapAudit, mesh.CapNetworks, mesh.CapRetry}; !slices.Equal(c.Lacks, want) {
+		t.Errorf("it lacks %v, want %v", c.Lacks, want)
 	}
 }
 
