@@ -78,6 +78,8 @@ type compiler struct {
 	ordered       []*service // by name
 	names         []string   // of services, sorted, for hints
 	rateOverrides map[path][]mesh.RateOverride
+	steps         map[string]int // comparisons, by namespace; see limits.go
+	callers       map[string]int // bytes of identities, by namespace
 
 	// Of a Cache: the compilation before, of which namespaces are taken over but those that changed; nil: none are.
 	last    *compiler
@@ -88,12 +90,20 @@ func newCompiler(doc *v1alpha1.Document, opts Options, g *gate) *compiler {
 	c := &compiler{
 		doc: doc, gate: g, origins: mesh.Origins{}, levels: map[string]defaults{},
 		services: map[mesh.ServiceName]*service{}, rateOverrides: map[path][]mesh.RateOverride{},
+		steps: map[string]int{}, callers: map[string]int{},
 	}
 	c.now = opts.Now
 	return c
 }
 
-func (c *compiler) run() (*mesh.Mesh, mesh.Origins, diag.List) {
+func (c *compiler) run() (m *mesh.Mesh, origins mesh.Origins, findings diag.List) {
+	if !bounded(func() { m, origins, findings = c.compile() }) {
+		return nil, nil, c.findings.Sorted()
+	}
+	return m, origins, findings
+}
+
+func (c *compiler) compile() (*mesh.Mesh, mesh.Origins, diag.List) {
 	m := &mesh.Mesh{}
 	c.declareAll(m)
 	c.compileIssuers()
@@ -101,6 +111,9 @@ func (c *compiler) run() (*mesh.Mesh, mesh.Origins, diag.List) {
 		return nil, nil, nil
 	}
 	fresh := c.fresh()
+	for _, s := range fresh {
+		c.checkSize(s)
+	}
 
 	// Every service's routes come before any service's rules, which name them.
 	for _, s := range fresh {
@@ -138,13 +151,13 @@ func (c *compiler) run() (*mesh.Mesh, mesh.Origins, diag.List) {
 		m.Inbound, m.Outbound = make([]mesh.Inbound, 0, n), make([]mesh.Outbound, 0, n)
 	}
 	for _, s := range fresh {
-		s.in.Needs, s.out.Needs = set(s.in.Needs), set(s.out.Needs)
+		s.in.Needs, s.out.Needs = set(append(s.in.Needs, s.in.Requires()...)), set(append(s.out.Needs, s.out.Requires()...))
 	}
 	for _, s := range c.ordered {
 		m.Inbound = append(m.Inbound, s.in)
 		m.Outbound = append(m.Outbound, s.out)
 	}
-	m.Settings.Needs = set(m.Settings.Needs)
+	m.Settings.Needs = set(append(m.Settings.Needs, m.Settings.Requires()...))
 	return m, c.origins, c.findings.Sorted()
 }
 
@@ -352,6 +365,13 @@ func (p path) at(parts ...string) path { return p + "." + path(strings.Join(part
 // index is the path of an element of a list.
 func (p path) index(i int) path { return p + path("."+strconv.Itoa(i)) }
 
+// namespace is the second part of a path, which is that of the namespace in all that a namespace writes.
+func (p path) namespace() string {
+	_, rest, _ := strings.Cut(string(p), ".")
+	ns, _, _ := strings.Cut(rest, ".")
+	return ns
+}
+
 // pos is the position of a path, or of its nearest ancestor that the author wrote.
 func (c *compiler) pos(p path) diag.Pos {
 	for at := string(p); at != ""; {
@@ -376,8 +396,9 @@ func (c *compiler) empty(p path, n int, isNil bool) bool {
 // find adds a finding at a path.
 func (c *compiler) find(id string, at path, message, hint string, related ...diag.Pos) {
 	related = slices.DeleteFunc(related, diag.Pos.IsZero)
+	c.full(at)
 	c.failures++
-	c.findings.Add(diag.Finding{ID: id, Path: string(at), Message: message, Hint: hint, Pos: c.pos(at), Related: related})
+	c.findings.Add(diag.Finding{ID: id, Path: clip(string(at)), Message: clip(message), Hint: clip(hint), Pos: c.pos(at), Related: related})
 }
 
 // named reports whether a name has 1 to 63 letters and digits, or other characters but at its ends; upper allows
@@ -437,6 +458,9 @@ func (c *compiler) unread(name mesh.ServiceName) bool {
 
 // serviceHint guesses which service was meant: a slip of the hand, else the same name in the only namespace that has it.
 func (c *compiler) serviceHint(name string) string {
+	if !c.guesses() {
+		return "declare it, or name one that exists"
+	}
 	known := slices.Clone(c.names)
 	for _, n := range c.doc.Unread { // what could not be read may still be what was meant
 		if strings.Contains(n, "/") {
@@ -472,6 +496,10 @@ func nameHint(name string, known []string, none string) string {
 	}
 	if len(known) == 0 {
 		return none
+	}
+	const most = 20 // a line is to be read
+	if more := len(known) - most; more > 1 {
+		return fmt.Sprintf("known: %s and %d more", strings.Join(known[:most], ", "), more)
 	}
 	return "known: " + strings.Join(known, ", ")
 }

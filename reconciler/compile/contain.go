@@ -4,6 +4,7 @@ import (
 	"regexp/syntax"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/heddle-mesh/heddle/schema/decide"
@@ -22,6 +23,52 @@ import (
 func takesAll(a, b *mesh.Match) bool {
 	return (a.Method == "" || a.Method == b.Method) && fieldsInside(a.Headers, b.Headers) && fieldsInside(a.Query, b.Query) &&
 		matchPathInside(a, b)
+}
+
+// effort is about how many steps [takesAll] takes, for [compiler.spend].
+func effort(a, b *mesh.Match) int {
+	steps := compares + len(a.Headers)*len(b.Headers) + len(a.Query)*len(b.Query)
+	if b.Path.Regex != "" && a.Path.Regex == "" && meets(a.Path.Exact+a.Path.Prefix, expressionOf(b.Path.Regex)) {
+		steps += 2 * maxStates
+	}
+	return steps
+}
+
+// meets reports whether a string that an expression matches can begin with p, or p with it, going by its literal prefix.
+func meets(p string, e *expression) bool {
+	return strings.HasPrefix(p, e.literal) || strings.HasPrefix(e.literal, p)
+}
+
+// expression is what is asked again and again of a regular expression; it is never written after it was made.
+type expression struct {
+	everyText, everyPath bool
+	literal              string // what every string that it matches begins with
+	whole                bool   // and that is all of it
+}
+
+// expressions remembers some: what an expression is depends on nothing else, and a route is compared with many.
+var expressions = struct {
+	sync.Mutex
+	by map[string]*expression
+}{by: map[string]*expression{}}
+
+func expressionOf(expr string) *expression {
+	expressions.Lock()
+	defer expressions.Unlock()
+	e := expressions.by[expr]
+	if e == nil {
+		parts := partsOf(expr)
+		e = &expression{
+			everyText: len(parts) == 1 && anything(parts[0]),
+			everyPath: len(parts) == 2 && parts[0].Op == syntax.OpLiteral && string(parts[0].Rune) == "/" && anything(parts[1]),
+		}
+		e.literal, e.whole = literalOf(parts)
+		if len(expressions.by) >= maxRemembered {
+			clear(expressions.by)
+		}
+		expressions.by[expr] = e
+	}
+	return e
 }
 
 // usesRegex reports whether a match has an expression anywhere.
@@ -56,16 +103,10 @@ func valueInside(a, b *mesh.HeaderMatch) bool {
 
 // everyText reports whether an expression matches every text without line ends, which no value and no path has. Those
 // are the usual spellings; of others it says no.
-func everyText(expr string) bool {
-	parts := partsOf(expr)
-	return len(parts) == 1 && anything(parts[0])
-}
+func everyText(expr string) bool { return expr != "" && expressionOf(expr).everyText }
 
 // everyPath is everyText of what begins with "/".
-func everyPath(expr string) bool {
-	parts := partsOf(expr)
-	return len(parts) == 2 && parts[0].Op == syntax.OpLiteral && string(parts[0].Rune) == "/" && anything(parts[1])
-}
+func everyPath(expr string) bool { return expr != "" && expressionOf(expr).everyPath }
 
 func anything(re *syntax.Regexp) bool {
 	return re.Op == syntax.OpStar && (re.Sub[0].Op == syntax.OpAnyChar || re.Sub[0].Op == syntax.OpAnyCharNotNL)
@@ -114,6 +155,9 @@ func matchPathInside(a, b *mesh.Match) bool {
 		literal = decide.SpellPath(literal)
 		return literal == p.Exact || p.Exact == "" && decide.HasPathPrefix(literal, p.Prefix)
 	}
+	if !meets(p.Exact+p.Prefix, expressionOf(q.Regex)) {
+		return false
+	}
 	if p.Exact != "" {
 		return onlyUnder(q.Regex, p.Exact, false)
 	}
@@ -122,8 +166,13 @@ func matchPathInside(a, b *mesh.Match) bool {
 
 // literalPrefix is what every string that an expression matches begins with, and whether that is all of it.
 func literalPrefix(expr string) (literal string, whole bool) {
+	e := expressionOf(expr)
+	return e.literal, e.whole
+}
+
+func literalOf(parts []*syntax.Regexp) (literal string, whole bool) {
 	var b strings.Builder
-	for _, p := range partsOf(expr) {
+	for _, p := range parts {
 		if p.Op != syntax.OpLiteral || p.Flags&syntax.FoldCase != 0 {
 			return b.String(), false
 		}
@@ -161,6 +210,9 @@ func onlyUnder(expr, p string, open bool) bool {
 	}
 	todo, seen := []state{{uint32(prog.Start), 0}}, map[state]bool{}
 	for len(todo) > 0 {
+		if len(seen) > maxStates {
+			return false // perhaps; it would take too long to know
+		}
 		s := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		if seen[s] {

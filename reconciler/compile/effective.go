@@ -30,12 +30,15 @@ type Setting struct {
 // left to [Compile]: a value that cannot be read counts as not set.
 func Effective(doc *v1alpha1.Document, name mesh.ServiceName) ([]Setting, bool) {
 	c := newCompiler(doc, Options{}, gateOf("any", mesh.Capabilities))
-	c.declareAll(&mesh.Mesh{})
-	s := c.services[name]
-	if s == nil {
+	var s *service
+	if !bounded(func() {
+		c.declareAll(&mesh.Mesh{})
+		if s = c.services[name]; s != nil {
+			c.compileRoutes(s)
+		}
+	}) || s == nil {
 		return nil, false
 	}
-	c.compileRoutes(s)
 	e := &effective{c: c}
 	for _, p := range s.ports {
 		at := "ports." + p.name + "."

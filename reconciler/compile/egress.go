@@ -151,6 +151,7 @@ func (c *compiler) checkOverlaps(entries []egressEntry) {
 	for i := range entries {
 		for j := range i {
 			a, b := &entries[j].rule, &entries[i].rule
+			c.spend(entries[i].at, 1+len(a.Services)*len(b.Services)+len(a.Ports)*len(b.Ports)+len(a.Hosts)*len(b.Hosts)+len(a.Networks)*len(b.Networks))
 			if !meet(a.Services, b.Services) || !slices.ContainsFunc(a.Ports, func(p uint16) bool { return slices.Contains(b.Ports, p) }) {
 				continue
 			}

@@ -331,13 +331,14 @@ func (c *compiler) checkShadowed(matches []mesh.Match, byID map[string]*route) {
 		earlier, ok := first[key]
 		if !ok {
 			first[key] = m.Route
-			takes := func(by *mesh.Match) bool { return !byID[by.Route].broken && takesAll(by, m) }
+			takes := func(by *mesh.Match) bool {
+				c.spend(r.at, effort(by, m))
+				return !byID[by.Route].broken && takesAll(by, m)
+			}
 			j := -1
 			if usesRegex(m) {
-				c.spend(r.at, compares*i)
 				j = slices.IndexFunc(matches[:i], func(by mesh.Match) bool { return takes(&by) })
 				expressions = append(expressions, i)
-			} else if c.spend(r.at, compares*len(expressions)); len(expressions) == 0 {
 			} else if k := slices.IndexFunc(expressions, func(j int) bool { return takes(&matches[j]) }); k >= 0 {
 				j = expressions[k]
 			}

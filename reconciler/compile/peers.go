@@ -73,6 +73,7 @@ func (c *compiler) from(at path, from []v1alpha1.From) []mesh.Peer {
 		if len(these) > 0 && !fresh {
 			c.duplicate(at[:strings.LastIndexByte(string(at), '.')], i, again, "the caller")
 		}
+		c.countCallers(at, these)
 		peers = append(peers, these...)
 	}
 	return sortPeers(peers)
@@ -131,8 +132,11 @@ func (c *compiler) namespace(at path, ns string) bool {
 	if slices.ContainsFunc(c.doc.Unread, func(u string) bool { return mesh.ServiceName(u).Namespace() == ns }) {
 		return false
 	}
-	hint := nameHint(ns, c.namespaces(), "declare services under services/"+ns+"/")
-	if diag.Nearest(ns, c.namespaces()) == "" {
+	hint := "declare services under services/" + ns + "/"
+	if c.guesses() {
+		hint = nameHint(ns, c.namespaces(), hint)
+	}
+	if !strings.HasPrefix(hint, "did you mean") {
 		hint += "; identities that no service here declares are named by identity or identityPrefix"
 	}
 	c.find(diag.UnknownService, at, fmt.Sprintf("no namespace is named %q", ns), hint)

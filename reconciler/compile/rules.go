@@ -36,6 +36,8 @@ type rule struct {
 	routes []*route // that it names
 	// out is what becomes of it.
 	out mesh.Rule
+	// spend counts what it takes to compare the rule with others; see limits.go.
+	spend func(steps int)
 }
 
 // observes reports whether a rule changes nothing of what is let in.
@@ -50,6 +52,7 @@ func (c *compiler) compileRules(s *service) {
 		for _, name := range slices.Sorted(maps.Keys(sources)) {
 			src := sources[name]
 			r := &rule{at: s.at.at(k.field, name), action: k.action, src: &src}
+			r.spend = func(steps int) { c.spend(r.at, steps) }
 			r.out = mesh.Rule{ID: string(s.name) + "/" + k.field + "/" + name, Action: k.action}
 			c.checkRuleName(r.at, "rule", name)
 			c.origins[r.out.ID] = c.pos(r.at)
@@ -62,6 +65,7 @@ func (c *compiler) compileRules(s *service) {
 	}
 	for _, r := range rules {
 		s.in.Rules = append(s.in.Rules, r.out)
+		r.spend(len(r.ports) * len(s.ports))
 		for _, p := range r.ports {
 			to, _ := s.in.Port(p.name)
 			if len(r.out.Routes) > 0 {

@@ -209,6 +209,7 @@ func (c *compiler) checkSelectors() {
 	const hint = "give the services' workloads labels that tell them apart"
 	for _, ns := range sortedKeys(selecting) {
 		for i, s := range selecting[ns] {
+			c.spend(s.at.at("selector"), i)
 			for _, other := range selecting[ns][:i] {
 				a, b := s, other // a takes all that b takes
 				if !selects(a.src.Selector, b.src.Selector) {
@@ -222,6 +223,7 @@ func (c *compiler) checkSelectors() {
 		}
 	}
 	check := func(ns, service string, labels map[string]string, at path) {
+		c.spend(at, len(selecting[ns]))
 		for _, s := range selecting[ns] {
 			taken := selects(s.src.Selector, labels)
 			switch {

@@ -74,6 +74,7 @@ const (
 	BadTest          = "HDL0330" // an expectation about nothing
 	UnknownWorkload  = "HDL0331"
 	EmptyInvariant   = "HDL0332" // an invariant about nothing
+	TooMuch          = "HDL0333" // more of something than is compiled
 
 	// 04xx: mandates.
 	MandateMTLS    = "HDL0401"
