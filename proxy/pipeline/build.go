@@ -59,7 +59,7 @@ func Build(c Config, d Deps) (*Pipeline, error) {
 	if err := spiffe.CheckTrustDomain(c.Settings.TrustDomain); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)
 	}
-	if err := supported(c.Settings.Needs, "settings"); err != nil {
+	if err := supported("settings", c.Settings.Needs, c.Settings.Requires()); err != nil {
 		return nil, err
 	}
 	b := &builder{
@@ -90,9 +90,10 @@ type builder struct {
 	p      *Pipeline
 }
 
-// supported checks what an object needs against what this sidecar enforces.
-func supported(needs []mesh.Capability, of string) error {
-	for _, n := range needs {
+// supported checks what an object says that it needs, and what it takes by all that it sets, against what this sidecar
+// enforces.
+func supported(of string, needs, requires []mesh.Capability) error {
+	for _, n := range slices.Concat(needs, requires) {
 		if !slices.Contains(mesh.Enforced, n) {
 			return fmt.Errorf("%s needs capability %q, which this sidecar does not have; upgrade heddle-proxy", of, n)
 		}
@@ -116,7 +117,7 @@ func (b *builder) inbound() error {
 		}
 		b.p.Service = in.Service
 		of := "inbound " + string(in.Service)
-		if err := supported(in.Needs, of); err != nil {
+		if err := supported(of, in.Needs, in.Requires()); err != nil {
 			return err
 		}
 		b.p.ports = []*InboundPort{}
@@ -165,9 +166,6 @@ func (b *builder) rule(in *mesh.Inbound, r *mesh.Rule) error {
 		return fmt.Errorf("rule %s has action %q, which this sidecar does not know; upgrade heddle-proxy", r.ID, r.Action)
 	case len(r.From) == 0:
 		return fmt.Errorf("rule %s is from nobody", r.ID)
-	}
-	if len(r.SNI) > 0 || r.JWT != nil {
-		return fmt.Errorf("rule %s judges by what this sidecar cannot see; upgrade heddle-proxy", r.ID)
 	}
 	for i, p := range r.From {
 		n := 0
@@ -286,7 +284,7 @@ func (b *builder) service(n mesh.ServiceName) (*service, error) {
 func (b *builder) outbound() error {
 	for _, o := range b.config.Outbound {
 		of := "outbound " + string(o.Service)
-		if err := supported(o.Needs, of); err != nil {
+		if err := supported(of, o.Needs, o.Requires()); err != nil {
 			return err
 		}
 		svc, err := b.service(o.Service)
