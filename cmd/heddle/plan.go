@@ -171,31 +171,7 @@ func rewritten(before, after *candidate.Files) int {
 
 // sideOf is what a plan compares of policy that compiled.
 func sideOf(one *candidate.Candidate) *plan.Side {
-	s := &plan.Side{Mesh: one.Mesh, Origins: one.Origins}
-	if one.Document == nil || one.Document.Policy.Mesh == nil || one.Document.Policy.Mesh.Mandates == nil {
-		return s
-	}
-	put := func(name, value string) {
-		if value != "" {
-			pos, _ := one.Document.At("mesh.mandates." + name)
-			s.Mandates = append(s.Mandates, plan.Mandate{Name: name, Value: value, Pos: pos})
-		}
-	}
-	m := one.Document.Policy.Mesh.Mandates
-	put("mtls", m.Mtls)
-	put("inboundPolicy", m.InboundPolicy)
-	put("egressPolicy", m.EgressPolicy)
-	put("maxTimeout", string(m.MaxTimeout))
-	if m.MaxRetries != nil {
-		put("maxRetries", fmt.Sprint(*m.MaxRetries))
-	}
-	var exempt []string
-	for _, n := range m.Exempt {
-		exempt = append(exempt, string(n))
-	}
-	slices.Sort(exempt)
-	put("exempt", strings.Join(exempt, " "))
-	return s
+	return &plan.Side{Mesh: one.Mesh, Origins: one.Origins, Document: one.Document}
 }
 
 // compare reads and compares both sides, for each environment.

@@ -18,6 +18,7 @@ import (
 	"github.com/heddle-mesh/heddle/reconciler/reach"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
+	"github.com/heddle-mesh/heddle/schema/v1alpha1"
 )
 
 // Risk is what a reviewer must think about, worst first.
@@ -59,18 +60,13 @@ func ParseRisks(s string) ([]Risk, error) {
 type Side struct {
 	Mesh    *mesh.Mesh   // nil: there is nothing yet, as before the first commit
 	Origins mesh.Origins // may be nil
-	// Mandates are what no level of policy may relax; a compiled mesh holds to them and does not name them.
-	Mandates []Mandate
+	// Document is what it was compiled from, for the guards that are no part of a mesh: mandates, delegation, expectations.
+	// nil: they are not known, and not compared.
+	Document *v1alpha1.Document
 	// Commit and Subject say what it was compiled from; they are only shown.
 	Commit, Subject string
 	// Dirty says that the tree has changes that are in no commit.
 	Dirty bool
-}
-
-// Mandate is one field of mesh.mandates.
-type Mandate struct {
-	Name, Value string
-	Pos         diag.Pos
 }
 
 // Options are the caller's wishes; the zero Options are good.
@@ -184,7 +180,7 @@ func Compare(before, after *Side, o Options) *Plan {
 		After:  Revision{after.Commit, after.Subject, after.Dirty},
 	}
 	c := newComparison(p, before, after, o)
-	c.mandates(before.Mandates, after.Mandates)
+	c.guards(before.Document, after.Document)
 	c.run()
 	return p
 }

@@ -31,12 +31,15 @@ func (r Risk) glyph(ascii bool) string {
 // Verdict is the plan in one line, worst first.
 func (p *Plan) Verdict() string {
 	count := map[Risk]int{}
-	may, guards := 0, 0
+	may, guards, relaxed := 0, 0, 0
 	for i := range p.Lines {
-		if p.Lines[i].Risk == Neutral && p.Lines[i].Kind == KindGuard {
+		switch l := &p.Lines[i]; {
+		case l.Kind == KindGuard && l.Risk == Neutral:
 			guards++
-		} else {
-			count[p.Lines[i].Risk]++
+		case l.Kind == KindGuard && l.Risk == Widens:
+			relaxed++
+		default:
+			count[l.Risk]++
 		}
 		if p.Lines[i].MayChange {
 			may++
@@ -47,6 +50,7 @@ func (p *Plan) Verdict() string {
 	for _, w := range []string{
 		n(DropsEncryption, "port loses encryption", "places lose encryption"),
 		n(Widens, "change widens access", "changes widen access"),
+		number(relaxed, "guard of policy is relaxed", "guards of policy are relaxed"),
 		n(Deletes, "deletion", "deletions"),
 		n(Narrows, "change narrows access", "changes narrow access"),
 		n(Reroutes, "change moves or alters traffic", "changes move or alter traffic"),
@@ -63,6 +67,9 @@ func (p *Plan) Verdict() string {
 	}
 	lead := map[Risk]string{DropsEncryption: "Encryption drops: ", Widens: "Access widens: ", Deletes: "Things go: ", Narrows: "Access narrows: ",
 		Reroutes: "Traffic moves: ", AddsEncryption: "Encryption grows: ", Neutral: "No change in who may call whom: "}[p.Worst()]
+	if p.Worst() == Widens && count[Widens] == 0 { // nobody may do more yet; the next commit may
+		lead = "Guards relax: "
+	}
 	text := lead + strings.Join(words, ", ")
 	if may > 0 {
 		text += fmt.Sprintf(" (%d may change: undecided)", may)

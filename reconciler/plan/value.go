@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -244,114 +243,6 @@ func (c *comparison) issuers(b, a *mesh.Settings) {
 			return fmt.Sprintf("%s for %s, %s, in %s", j.Issuer, strings.Join(j.Audiences, " "), keys, j.Header)
 		}
 		c.value(Line{Risk: Widens, MayChange: true, Kind: KindAccess, Subject: "tokens of " + name, To: "mesh"}, text(t.was), text(t.is), !same(t.was, t.is))
-	}
-}
-
-// invariants compares what guards the next commit.
-func (c *comparison) invariants() {
-	type two struct{ was, is *mesh.Invariant }
-	all := map[string]two{}
-	for i := range c.before.Invariants {
-		all[c.before.Invariants[i].ID] = two{was: &c.before.Invariants[i]}
-	}
-	for i := range c.after.Invariants {
-		t := all[c.after.Invariants[i].ID]
-		t.is = &c.after.Invariants[i]
-		all[c.after.Invariants[i].ID] = t
-	}
-	for _, id := range keys(all) {
-		t := all[id]
-		l := Line{Risk: Neutral, Kind: KindGuard, Subject: "invariant", To: strings.TrimPrefix(id, "invariants/")}
-		c.value(l, invariantText(t.was), invariantText(t.is), !same(t.was, t.is), id)
-	}
-}
-
-// invariantText is what an invariant promises.
-func invariantText(v *mesh.Invariant) string {
-	target := func(t *mesh.Target) string {
-		words := []string{"the mesh"}
-		switch {
-		case t.Namespace != "":
-			words[0] = "namespace " + t.Namespace
-		case len(t.Services) > 0:
-			words = nil
-			for _, n := range t.Services {
-				words = append(words, string(n))
-			}
-		}
-		s := strings.Join(words, " ")
-		if len(t.Ports) > 0 {
-			s += ", port " + strings.Join(t.Ports, " ")
-		}
-		if len(t.Methods) > 0 {
-			s += ", " + strings.Join(t.Methods, "|")
-		}
-		for i := range t.Paths {
-			p := &t.Paths[i]
-			switch {
-			case p.Prefix != "":
-				s += ", " + strings.TrimSuffix(p.Prefix, "/") + "/*"
-			default:
-				s += ", " + p.Exact + p.Template
-			}
-		}
-		return s
-	}
-	flow := func(f *mesh.Flow) string {
-		if f.Anyone {
-			return "anyone → " + target(&f.To)
-		}
-		var from []string
-		for i := range f.From {
-			switch p := &f.From[i]; {
-			case p.Authenticated:
-				from = append(from, "every mesh identity")
-			case p.Unauthenticated:
-				from = append(from, "callers without identity")
-			case p.Prefix != "":
-				from = append(from, p.Prefix+"*")
-			default:
-				from = append(from, p.Identity+p.Suffix)
-			}
-		}
-		return strings.Join(from, " ") + " → " + target(&f.To)
-	}
-	switch {
-	case v == nil:
-		return "none"
-	case v.Never != nil:
-		return "never " + flow(v.Never)
-	case v.Only != nil:
-		return "only " + flow(v.Only)
-	case v.AlwaysMTLS != nil:
-		return "mTLS always, to " + target(v.AlwaysMTLS)
-	}
-	return "nothing"
-}
-
-// mandates compares what no level of policy may relax.
-func (c *comparison) mandates(before, after []Mandate) {
-	type two struct{ was, is Mandate }
-	all := map[string]two{}
-	for _, m := range before {
-		all[m.Name] = two{was: m}
-	}
-	for _, m := range after {
-		all[m.Name] = two{was: all[m.Name].was, is: m}
-	}
-	for _, name := range keys(all) {
-		t := all[name]
-		if t.was.Value == t.is.Value {
-			continue
-		}
-		l := Line{Risk: Neutral, Kind: KindGuard, Subject: "mandate", To: name, Before: cmp.Or(t.was.Value, "none"), After: cmp.Or(t.is.Value, "none")}
-		if t.was.Name != "" {
-			l.WhereBefore = []Where{{ID: "mesh.mandates." + name, Pos: t.was.Pos}}
-		}
-		if t.is.Name != "" {
-			l.WhereAfter = []Where{{ID: "mesh.mandates." + name, Pos: t.is.Pos}}
-		}
-		c.add(l)
 	}
 }
 
