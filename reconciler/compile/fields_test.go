@@ -629,6 +629,18 @@ func TestEveryMeshField(t *testing.T) {
 		if m == nil {
 			continue // TestEveryField says so
 		}
+		takes := slices.Clone(m.Settings.Requires())
+		for i := range m.Inbound {
+			takes = append(takes, m.Inbound[i].Requires()...)
+		}
+		for i := range m.Outbound {
+			takes = append(takes, m.Outbound[i].Requires()...)
+		}
+		for _, n := range takes {
+			if !slices.ContainsFunc(all.gate.lacks, func(l lack) bool { return l.cap == n }) {
+				t.Errorf("%s: an object takes %s, and no line of policy is found to", name, n)
+			}
+		}
 		set := map[string]bool{}
 		fieldsSet(reflect.ValueOf(*m), set)
 		for f := range set {
