@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -28,7 +29,7 @@ func (c *cli) policyShowCommand() *cobra.Command {
 		Short: "Show the settings of services, each with the line that set it",
 		Long: `Show lists the settings in force for a service, its ports and its routes: the value, the level that set it
 (route, port, service, namespace, mesh), and the line. With --effective it lists those too that nobody set, with the
-default that is built in. Without a service it shows all of them.
+default that is built in; what no sidecar of this version does yet is "not enforced". Without a service it shows all.
 
 Exit code 0: shown. 1: the policy has errors, and what could be read is shown. 3: something could not be read.`,
 		Example: `  heddle policy show shop/api --effective
@@ -107,6 +108,7 @@ func (c *cli) show(ctx context.Context, t *target, name string, effective bool) 
 		if !ok {
 			continue
 		}
+		idle(settings)
 		if !effective {
 			settings = slices.DeleteFunc(settings, func(s compile.Setting) bool { return s.Pos.IsZero() })
 		}
@@ -126,6 +128,37 @@ func (c *cli) show(ctx context.Context, t *target, name string, effective bool) 
 		}
 	}
 	return err
+}
+
+// later are the settings that a sidecar needs an ability for, by how their fields begin.
+var later = []struct {
+	path string
+	need mesh.Capability
+}{
+	{"rateLimit.", mesh.CapRateLimit}, {"balancer.hash", mesh.CapHash}, {"balancer.warmup", mesh.CapWarmUp}, {"breaker.", mesh.CapBreaker},
+	{"limits.", mesh.CapLimits}, {"responseTimeout", mesh.CapResponseTimeout}, {"idleTimeout", mesh.CapIdleTimeout},
+	{"retry", mesh.CapRetry},
+}
+
+// idle says of built-in values for which there is nothing yet that holds them that they do not hold. What an author wrote
+// of the kind is a finding.
+func idle(settings []compile.Setting) {
+	for i := range settings {
+		s := &settings[i]
+		for _, l := range later {
+			if s.Level == "built in" && strings.HasPrefix(field(s.Path), l.path) && !slices.Contains(mesh.Enforced, l.need) {
+				s.Value, s.Level = "none", "not enforced"
+			}
+		}
+	}
+}
+
+// field is a setting's path without the port or the route that it is of.
+func field(path string) string {
+	if words := strings.SplitN(path, ".", 3); len(words) == 3 && (words[0] == "ports" || strings.HasSuffix(words[0], "Routes")) {
+		return words[2]
+	}
+	return path
 }
 
 func settingsTable(items []shown, several bool) *terminal.Table {
