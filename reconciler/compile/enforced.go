@@ -96,7 +96,7 @@ func instead(capability mesh.Capability) string {
 	case mesh.CapCluster:
 		return `write "deny", "all-authenticated" or "all-unauthenticated"`
 	case mesh.CapSelector, mesh.CapGroup:
-		return "declare each workload under workloads"
+		return "declare each workload under workloads, without labels"
 	case mesh.CapJWKSURL:
 		return "write the key set into jwks"
 	case mesh.CapStaged:

@@ -345,7 +345,7 @@ var fields = map[string]field{
 	"Workload.identity": {before: `services: shop: web: identities: ["spiffe://corp.example/x", "spiffe://corp.example/y"]
 		workloads: shop: w: {service: "web", identity: "spiffe://corp.example/x"}`,
 		set: `workloads: shop: w: identity: "spiffe://corp.example/y"`},
-	"Workload.labels": {before: `workloads: shop: w: service: "web"`, set: `workloads: shop: w: labels: app: "web"`},
+	"Workload.labels": {before: `workloads: shop: w: service: "web"`, set: `workloads: shop: w: labels: app: "web"`, capability: mesh.CapSelector},
 	"Workload.weight": {before: `workloads: shop: w: service: "web"`, set: `workloads: shop: w: weight: 50`, capability: mesh.CapWeight},
 	"Workload.zone":   {before: `workloads: shop: w: service: "web"`, set: `workloads: shop: w: zone: "a"`, capability: mesh.CapZone},
 
@@ -589,7 +589,7 @@ var meshFields = map[string]mesh.Capability{
 	"Backend.service":   "", "Backend.port": "", "Backend.weight": "", "Backend.filters": mesh.CapFilterBackend,
 	"Timeouts.request": mesh.CapTimeout, "Timeouts.response": mesh.CapResponseTimeout, "Timeouts.idle": mesh.CapIdleTimeout,
 
-	"Workload.name": "", "Workload.service": "", "Workload.identity": "", "Workload.address": "", "Workload.labels": "",
+	"Workload.name": "", "Workload.service": "", "Workload.identity": "", "Workload.address": "", "Workload.labels": mesh.CapSelector,
 	"Workload.weight": mesh.CapWeight, "Workload.zone": mesh.CapZone,
 	"Group.name": mesh.CapGroup, "Group.service": mesh.CapGroup, "Group.identity": mesh.CapGroup, "Group.labels": mesh.CapGroup,
 	"Group.zone": mesh.CapZone, "Group.max": mesh.CapGroup,

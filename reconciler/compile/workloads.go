@@ -22,6 +22,9 @@ func (c *compiler) compileWorkloads() (out []mesh.Workload) {
 			c.checkLabel(at, "workload", name)
 			w := mesh.Workload{Name: ns + "/" + name, Service: mesh.Name(ns, src.Service), Address: c.address(at, src),
 				Labels: c.labels(at.at("labels"), src.Labels), Zone: src.Zone}
+			if len(src.Labels) > 0 { // which nobody but selectors asks for
+				c.need(nil, mesh.CapSelector, at.at("labels"), "a workload's set of labels")
+			}
 			if w.Address != "" {
 				if other, ok := taken[w.Address]; ok {
 					c.find(diag.DuplicateAddress, at.at("address"),
