@@ -142,11 +142,7 @@ func checkFields(u unit, f *ast.File, at sites) (findings diag.List, computed bo
 			}
 			parent := policyShape
 			for _, name := range path[:len(path)-1] {
-				if parent != nil && parent.list {
-					parent = parent.index()
-				} else {
-					parent = parent.at(name)
-				}
+				parent = parent.step(name)
 			}
 			if parent != nil && parent.fields != nil && parent.at(path[len(path)-1]) == nil {
 				findings.Add(unknownField(path, parent.names(), pos))
@@ -230,6 +226,18 @@ func unknownField(path []string, known []string, pos diag.Pos) diag.Finding {
 		f.Hint = fmt.Sprintf("did you mean %s? known here: %s", near, strings.Join(known, ", "))
 	}
 	return f
+}
+
+// misspells reports whether an unknown field is nearly the one that another finding misses: then it is there, and what is
+// wrong has been said.
+func misspells(unknown, missing diag.Finding) bool {
+	in := func(path string) (parent, name string) {
+		i := strings.LastIndexByte(path, '.') + 1
+		return path[:i], path[i:]
+	}
+	parent, name := in(unknown.Path)
+	parent2, name2 := in(missing.Path)
+	return unknown.ID == diag.UnknownField && parent == parent2 && diag.Nearest(name, []string{name2}) != ""
 }
 
 // clip bounds what of an author's text stands in a message, and keeps it on one line.

@@ -96,7 +96,9 @@ func evaluate(req *request, u unit) result {
 				known[f.Path] = true
 			}
 		}
-		found := fromCUE(validate(v, u), at, known)
+		found := slices.DeleteFunc(fromCUE(validate(v, u), at, known), func(f diag.Finding) bool {
+			return f.ID == diag.MissingField && slices.ContainsFunc(findings, func(by diag.Finding) bool { return misspells(by, f) })
+		})
 		if len(stubs) > 0 {
 			found = slices.DeleteFunc(found, func(f diag.Finding) bool { return f.ID == diag.Incomplete })
 		}
@@ -260,7 +262,26 @@ func validate(v cue.Value, u unit) []cueerrors.Error {
 			continue
 		}
 		for it.Next() {
-			errs = append(errs, cueerrors.Errors(it.Value().Validate(options...))...)
+			errs = append(errs, within(it.Value(), options)...)
+		}
+	}
+	return errs
+}
+
+// within looks on where CUE stops: beside a value that is wrong, one that is missing or left open goes unsaid until the
+// first is mended.
+func within(v cue.Value, options []cue.Option) []cueerrors.Error {
+	errs := cueerrors.Errors(v.Validate(options...))
+	if len(errs) == 0 {
+		return nil
+	}
+	if it, err := v.Fields(); err == nil {
+		for it.Next() {
+			errs = append(errs, within(it.Value(), options)...)
+		}
+	} else if it, err := v.List(); err == nil {
+		for it.Next() {
+			errs = append(errs, within(it.Value(), options)...)
 		}
 	}
 	return errs

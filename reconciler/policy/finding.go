@@ -35,6 +35,7 @@ var (
 	mismatched = regexp.MustCompile(`^conflicting values (.*) and (.*) \(mismatched types (\S+) and (\S+)\)$`)
 	conflict   = regexp.MustCompile(`^conflicting values (.*) and (.*)$`)
 	required   = regexp.MustCompile(`^field is required but not present`)
+	unused     = regexp.MustCompile(`^imported and not used: (.*)$`)
 	incomplete = regexp.MustCompile(`incomplete|non-concrete`)
 	outOfBound = regexp.MustCompile(`^invalid value (.*) \((out of bound .*)\)$`)
 	alleles    = regexp.MustCompile(`^\d+ errors in empty disjunction`)
@@ -79,7 +80,10 @@ func fromCUE(errs []cueerrors.Error, at sites, known map[string]bool) diag.List 
 		sortRelated(best.Related)
 		out.Add(best)
 	}
-	return out
+	all := slices.Clone(out)
+	return slices.DeleteFunc(out, func(f diag.Finding) bool { // what is open inside says it better
+		return f.ID == diag.Incomplete && slices.ContainsFunc(all, func(in diag.Finding) bool { return strings.HasPrefix(in.Path, f.Path+".") })
+	})
 }
 
 func rank(f diag.Finding) int {
@@ -106,6 +110,9 @@ func echoes(path string, known map[string]bool) bool {
 
 func convert(e cueerrors.Error, at sites) diag.Finding {
 	path := dotted(e.Path())
+	if i := strings.Index(path+".", ".Bad."); i >= 0 {
+		path = path[:i] // the schema's own: what it has to complain of at the field before
+	}
 	format, args := e.Msg()
 	f := diag.Finding{Path: path}
 	said := fmt.Sprintf(format, args...)
@@ -197,17 +204,15 @@ func explain(msg string, path []string) (id, message, hint string) {
 	case strings.HasPrefix(msg, "field not allowed"):
 		known := policyShape
 		for _, p := range path[:max(len(path)-1, 0)] {
-			if known != nil && known.list {
-				known = known.index()
-			} else {
-				known = known.at(strings.Trim(p, `"`))
-			}
+			known = known.step(strings.Trim(p, `"`))
 		}
 		if known != nil && known.fields != nil {
 			u := unknownField(strings.Split(dotted(path), "."), known.names(), diag.Pos{})
 			return u.ID, u.Message, u.Hint
 		}
 		return diag.UnknownField, "unknown field " + field, ""
+	case unused.MatchString(msg):
+		return diag.Syntax, clip(msg), "remove the import, or use what it brings"
 	case required.MatchString(msg):
 		return diag.MissingField, fmt.Sprintf("%s is required", field), "add it"
 	case notFound.MatchString(msg):

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/schema/v1alpha1"
@@ -52,6 +53,18 @@ func (s *shape) at(name string) *shape {
 		return s.elem
 	}
 	return nil
+}
+
+// step follows one part of a path, a field's name or the number of an element. A name in place of a list's element leads
+// nowhere: that there is no list is what is wrong there.
+func (s *shape) step(part string) *shape {
+	if s != nil && s.list {
+		if _, err := strconv.Atoi(part); err != nil {
+			return nil
+		}
+		return s.index()
+	}
+	return s.at(part)
 }
 
 // index is the shape of a list's elements.

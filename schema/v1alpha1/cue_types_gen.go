@@ -51,11 +51,11 @@ type Mesh struct {
 
 	// The cluster's own networks: callers from them are who the cluster modes of inboundPolicy admit, and unknown
 	// addresses inside them are never passed through. Default: 10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.168.0.0/16,
-	// fd00::/8. An empty list: no address is one of the cluster's.
+	// fd00::/8.
 	ClusterNetworks []CIDR `json:"clusterNetworks,omitempty"`
 
 	// Destination ports outside the mesh whose connections are never inspected. Default: 25, 587, 3306, 4444, 5432, 6379,
-	// 9300, 11211. An empty list: all are inspected.
+	// 9300, 11211.
 	OpaquePorts []PortNumber `json:"opaquePorts,omitempty"`
 
 	// Ports whose connections go past the sidecar altogether. Default: 4567 and 4568, both ways.
@@ -313,7 +313,7 @@ type CIDR string
 // PortNumber is a TCP port.
 type PortNumber int64
 
-// SkipPorts are ports whose connections go past the sidecar. An empty list: none do.
+// SkipPorts are ports whose connections go past the sidecar.
 type SkipPorts struct {
 	Inbound []PortNumber `json:"inbound,omitempty"`
 
