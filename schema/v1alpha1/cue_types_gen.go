@@ -157,8 +157,10 @@ type Retry struct {
 
 // Backoff is how long to wait: a random share of a time that doubles from min to max.
 type Backoff struct {
+	// The first time.
 	Min Duration `json:"min"`
 
+	// The longest time.
 	Max Duration `json:"max"`
 }
 
@@ -189,8 +191,10 @@ type Balancer struct {
 
 // HashKey is what a request is hashed by; exactly one field is set.
 type HashKey struct {
+	// The value of the header of this name.
 	Header string `json:"header,omitempty"`
 
+	// The value of the cookie of this name.
 	Cookie string `json:"cookie,omitempty"`
 
 	// The caller's address.
@@ -245,8 +249,10 @@ type RateLimit struct {
 
 // RateOverride is another limit for each of some callers.
 type RateOverride struct {
+	// Callers, as in a rule.
 	From []From `json:"from"`
 
+	// Requests a second of each of them.
 	RequestsPerSecond int64 `json:"requestsPerSecond"`
 }
 
@@ -315,8 +321,10 @@ type PortNumber int64
 
 // SkipPorts are ports whose connections go past the sidecar.
 type SkipPorts struct {
+	// Of connections to workloads. Default: 4567 and 4568.
 	Inbound []PortNumber `json:"inbound,omitempty"`
 
+	// Of connections by workloads. Default: 4567 and 4568.
 	Outbound []PortNumber `json:"outbound,omitempty"`
 }
 
@@ -332,7 +340,7 @@ type Telemetry struct {
 	// The share of requests whose traces are kept where no caller has decided, in percent. Default: 0.
 	Tracing *float64 `json:"tracing,omitempty"`
 
-	// Default: "off".
+	// A line of log for each request, as JSON or as Apache's combined format. Default: "off".
 	AccessLog string `json:"accessLog,omitempty"`
 }
 
@@ -428,15 +436,19 @@ type Flow struct {
 
 // Caller is a set of callers; exactly one field is set.
 type Caller struct {
+	// Every identity of a namespace.
 	Namespace Label `json:"namespace,omitempty"`
 
+	// The identities of a service, "namespace/name".
 	Service ServiceName `json:"service,omitempty"`
 
-	// Several of them.
+	// Those of several services.
 	Services []ServiceName `json:"services,omitempty"`
 
+	// One exact SPIFFE ID.
 	Identity SpiffeID `json:"identity,omitempty"`
 
+	// Every caller with a proven identity.
 	Authenticated bool `json:"authenticated,omitempty"`
 
 	// Those that prove no identity.
@@ -448,10 +460,13 @@ type Caller struct {
 
 // Target is a set of requests to services. Exactly one of namespace, service and services is set.
 type Target struct {
+	// Every service of a namespace.
 	Namespace Label `json:"namespace,omitempty"`
 
+	// One service, "namespace/name".
 	Service ServiceName `json:"service,omitempty"`
 
+	// Several of them.
 	Services []ServiceName `json:"services,omitempty"`
 
 	// Names of ports. Default: all.
@@ -470,6 +485,7 @@ type Method string
 // RulePath matches the path of a request without its query; exactly one field is set. Rules take no regular
 // expressions: what they judge must be decidable before it happens.
 type RulePath struct {
+	// This path only.
 	Exact Path `json:"exact,omitempty"`
 
 	// By whole elements: /a covers /a and /a/b, not /ab.
@@ -487,9 +503,9 @@ type Namespace struct {
 	// What services of the namespace get that do not say otherwise.
 	Defaults *Defaults `json:"defaults,omitempty"`
 
-	// How workloads of this namespace call services of others: consumer routes (Gateway API: a route in another
-	// namespace than its parent Service). They replace the service's own routes for callers of this namespace, and
-	// change nothing of what the service allows.
+	// How workloads of this namespace call services of others, by the callee's "namespace/name": consumer routes
+	// (Gateway API: a route in another namespace than its parent Service). They replace the callee's own routes for
+	// callers of this namespace, and change nothing of what it allows.
 	Calls map[string]Calls `json:"calls,omitempty"`
 }
 
@@ -551,8 +567,10 @@ type HTTPMatch struct {
 
 // PathMatch matches the path without its query; exactly one field is set.
 type PathMatch struct {
+	// This path only.
 	Exact Path `json:"exact,omitempty"`
 
+	// By whole elements: /a covers /a and /a/b, not /ab.
 	Prefix Path `json:"prefix,omitempty"`
 
 	// An RE2 expression over the whole path. The plan cannot look inside one.
@@ -561,6 +579,7 @@ type PathMatch struct {
 
 // HeaderMatch matches the value of a header or query parameter; exactly one field is set.
 type HeaderMatch struct {
+	// This value.
 	Exact string `json:"exact,omitempty"`
 
 	// An RE2 expression over the whole value.
@@ -584,40 +603,55 @@ type Backend struct {
 
 // Filter changes requests or responses; exactly one field is set.
 type Filter struct {
+	// Headers of requests, on the way to the backend.
 	RequestHeaders *HeaderEdit `json:"requestHeaders,omitempty"`
 
+	// Headers of responses, on the way to the caller.
 	ResponseHeaders *HeaderEdit `json:"responseHeaders,omitempty"`
 
+	// An answer that sends the caller elsewhere.
 	Redirect *Redirect `json:"redirect,omitempty"`
 
+	// Another host or path for the backend.
 	Rewrite *Rewrite `json:"rewrite,omitempty"`
 
+	// A copy for another service.
 	Mirror *Mirror `json:"mirror,omitempty"`
 
+	// Answers to browsers that ask whether another site may call.
 	Cors *CORS `json:"cors,omitempty"`
 
+	// An answer without any backend.
 	Respond *DirectResponse `json:"respond,omitempty"`
 
+	// Delays and failures, for tests.
 	Fault *Fault `json:"fault,omitempty"`
 }
 
 // HeaderEdit changes headers: remove, then set, then add.
 type HeaderEdit struct {
+	// By name, in place of what came.
 	Set map[string]string `json:"set,omitempty"`
 
+	// By name, beside what came.
 	Add map[string]string `json:"add,omitempty"`
 
+	// Names.
 	Remove []string `json:"remove,omitempty"`
 }
 
 // Redirect answers with a redirection.
 type Redirect struct {
+	// Default: the request's.
 	Scheme string `json:"scheme,omitempty"`
 
+	// Default: the request's.
 	Host Hostname `json:"host,omitempty"`
 
+	// Default: the scheme's where that is given, else the request's.
 	Port PortNumber `json:"port,omitempty"`
 
+	// Default: the request's.
 	Path *PathEdit `json:"path,omitempty"`
 
 	// Default: 302.
@@ -638,18 +672,22 @@ type PathEdit struct {
 
 // Rewrite changes the request on its way to the backend.
 type Rewrite struct {
+	// Default: the request's.
 	Host Hostname `json:"host,omitempty"`
 
+	// Default: the request's.
 	Path *PathEdit `json:"path,omitempty"`
 }
 
 // Mirror sends a copy of a request elsewhere and drops the answer.
 type Mirror struct {
+	// "namespace/name".
 	Service ServiceName `json:"service"`
 
+	// The name of its port. Default: as for a backend.
 	Port string `json:"port,omitempty"`
 
-	// Share of the requests. Default: 100.
+	// Share of the requests, in percent. Default: 100.
 	Percent *float64 `json:"percent,omitempty"`
 }
 
@@ -658,20 +696,25 @@ type CORS struct {
 	// Origins, as in "https://shop.example"; "*" alone for all.
 	AllowOrigins []string `json:"allowOrigins"`
 
+	// Methods beyond GET, HEAD and POST. Default: none.
 	AllowMethods []Method `json:"allowMethods,omitempty"`
 
+	// Headers of requests beyond the safe ones. Default: none.
 	AllowHeaders []string `json:"allowHeaders,omitempty"`
 
+	// Headers of responses that scripts may read beyond the safe ones. Default: none.
 	ExposeHeaders []string `json:"exposeHeaders,omitempty"`
 
+	// Whether browsers send cookies and the like. Default: false.
 	AllowCredentials bool `json:"allowCredentials,omitempty"`
 
-	// Default: 5s.
+	// How long browsers keep the answer. Default: 5s.
 	MaxAge Duration `json:"maxAge,omitempty"`
 }
 
 // DirectResponse answers in place of the service.
 type DirectResponse struct {
+	// The HTTP status.
 	Status int64 `json:"status"`
 
 	// At most 4096 bytes.
@@ -680,22 +723,28 @@ type DirectResponse struct {
 
 // Fault makes requests fail or wait, for tests of resilience.
 type Fault struct {
+	// Requests that wait before they go on.
 	Delay *FaultDelay `json:"delay,omitempty"`
 
+	// Requests that fail without going on.
 	Abort *FaultAbort `json:"abort,omitempty"`
 }
 
 // FaultDelay makes a share of the requests wait.
 type FaultDelay struct {
+	// How long they wait.
 	Duration Duration `json:"duration"`
 
+	// Share of the requests, in percent.
 	Percent float64 `json:"percent"`
 }
 
 // FaultAbort makes a share of the requests fail.
 type FaultAbort struct {
+	// The HTTP status that they get.
 	Status int64 `json:"status"`
 
+	// Share of the requests, in percent.
 	Percent float64 `json:"percent"`
 }
 
@@ -710,18 +759,25 @@ type GRPCRoute struct {
 	// As in an HTTP route.
 	Backends []Backend `json:"backends,omitempty"`
 
+	// As in an HTTP route.
 	Timeout Duration `json:"timeout,omitempty"`
 
+	// As in an HTTP route.
 	ResponseTimeout Duration `json:"responseTimeout,omitempty"`
 
+	// As in an HTTP route.
 	IdleTimeout Duration `json:"idleTimeout,omitempty"`
 
+	// As in an HTTP route.
 	Retry *Retry `json:"retry,omitempty"`
 
+	// As in an HTTP route.
 	Filters []Filter `json:"filters,omitempty"`
 
+	// As in an HTTP route.
 	RateLimit *RateLimit `json:"rateLimit,omitempty"`
 
+	// As in an HTTP route.
 	Breaker *Breaker `json:"breaker,omitempty"`
 }
 
@@ -748,13 +804,13 @@ type Service struct {
 	// The labels of the pods and workloads that it runs in. Default: those workloads and groups that name it.
 	Selector map[string]string `json:"selector,omitempty"`
 
-	// Who may call. As soon as a port has one allow rule, what no allow rule matches is denied there.
+	// Who may call. As soon as a port has one allow rule that is enforced, what no allow rule matches is denied there.
 	Allow map[string]Rule `json:"allow,omitempty"`
 
 	// Who may not call. Deny beats allow.
 	Deny map[string]Rule `json:"deny,omitempty"`
 
-	// What is only recorded: a rule here never changes what is let in.
+	// What is only recorded, in log and metrics: a rule here never changes what is let in.
 	Audit map[string]Rule `json:"audit,omitempty"`
 
 	// HTTP routes by name, applied by the service's callers (Gateway API HTTPRoute with the service as parent).
@@ -799,13 +855,14 @@ type Rule struct {
 	// Callers; one of them must match.
 	From []From `json:"from"`
 
-	// Networks that the caller's address is in, besides. Default: any.
+	// Networks; the caller's address is in one of them. Default: any address.
 	Networks []Network `json:"networks,omitempty"`
 
 	// Names of the service's ports. Default: all.
 	Ports []string `json:"ports,omitempty"`
 
-	// Names of the service's HTTP and gRPC routes; the request must be matched by one. Default: every request.
+	// Names of the service's HTTP and gRPC routes: the rule is about the requests that one of them takes. What a more
+	// specific route takes from them is not among those. Default: every request.
 	Routes []string `json:"routes,omitempty"`
 
 	// Methods of the request. Default: any.
@@ -814,19 +871,23 @@ type Rule struct {
 	// Paths of the request. Default: any.
 	Paths []RulePath `json:"paths,omitempty"`
 
-	// Headers of the request, by name.
+	// Headers of the request, by name; all must hold. One that is missing makes an allow rule not match, and a deny rule
+	// match. Default: any.
 	Headers map[string]HeaderValue `json:"headers,omitempty"`
 
 	// Names that the client asked for in the TLS handshake, on ports that speak tls: a host name, or "*." and one.
+	// Default: any, and none.
 	Sni []string `json:"sni,omitempty"`
 
-	// A token that the request carries.
+	// A token that the request carries. Default: any, and none.
 	Jwt *JWTMatch `json:"jwt,omitempty"`
 
-	// RFC 3339 time after which the rule is gone. The plan says what changes then.
+	// RFC 3339 time at which the rule ends: from then on it lets nobody in and keeps nobody out. An allow rule that has
+	// ended still guards its ports: they do not fall back to inboundPolicy until it is deleted. The plan says what
+	// changes then. Default: it does not end.
 	Until string `json:"until,omitempty"`
 
-	// false: the rule only observes, and never changes what is let in.
+	// false: the rule is only recorded where it matches, and never changes what is let in. Default: true.
 	Enforce *bool `json:"enforce,omitempty"`
 }
 
@@ -841,6 +902,7 @@ type Network struct {
 
 // HeaderValue is what a rule asks of a header; exactly one field is set. Repeated lines are joined by "," first.
 type HeaderValue struct {
+	// This value.
 	Exact string `json:"exact,omitempty"`
 
 	// One of these.
@@ -917,8 +979,10 @@ type WorkloadGroup struct {
 	// As in a workload.
 	Identity SpiffeID `json:"identity,omitempty"`
 
+	// As in a workload.
 	Labels map[string]string `json:"labels,omitempty"`
 
+	// As in a workload.
 	Zone string `json:"zone,omitempty"`
 
 	// The most members at a time.
@@ -957,13 +1021,16 @@ type Test struct {
 	// "namespace/name", or "namespace/name:port" by the port's name or number.
 	To string `json:"to"`
 
-	// Leave method and path out to ask about a connection.
+	// The method of the request. Left out, as the path is then, a connection is meant.
 	Method Method `json:"method,omitempty"`
 
+	// The path of the request, without its query.
 	Path Path `json:"path,omitempty"`
 
+	// Parameters of the query, by name.
 	Query map[string]string `json:"query,omitempty"`
 
+	// Headers of the request, by name.
 	Headers map[string]string `json:"headers,omitempty"`
 
 	// Claims of a valid token, by the issuer's name in mesh.jwtIssuers.
@@ -975,6 +1042,7 @@ type Test struct {
 	// RFC 3339 time at which it is asked. Default: now.
 	At string `json:"at,omitempty"`
 
+	// What the call must come to.
 	Expect string `json:"expect"`
 
 	// The name of the route that must take the request.
