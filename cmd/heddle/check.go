@@ -9,8 +9,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,12 +27,13 @@ import (
 // target is the policy that a command looks at.
 type target struct {
 	dir, rev, env, proxy string
-	allEnvs              bool
+	allEnvs, noCache     bool
 }
 
-// flags adds those flags that a command has of --rev, --env, --all-envs and --proxy-version.
+// flags adds those flags that a command has of --rev, --env, --all-envs and --proxy-version, and --no-cache.
 func (t *target) flags(cmd *cobra.Command, names ...string) {
 	f := cmd.Flags()
+	f.BoolVar(&t.noCache, "no-cache", false, "evaluate everything, and keep nothing for the next time")
 	for _, name := range names {
 		switch name {
 		case "dir":
@@ -52,7 +56,40 @@ func (t *target) flags(cmd *cobra.Command, names ...string) {
 
 // open prepares to read the target's repository.
 func (t *target) open() *candidate.Repository {
-	return candidate.Open(cmp.Or(t.dir, home()), candidate.Options{Proxy: t.proxy, Now: time.Now()})
+	spendMemory()
+	return candidate.Open(cmp.Or(t.dir, home()), candidate.Options{Proxy: t.proxy, Now: time.Now(), CacheDir: cacheDir(t.noCache)})
+}
+
+// spendMemory puts the first collection off until there is much to collect: a command ends soon, and in a repository of
+// ten thousand services collecting costs a quarter of a plan.
+var spendMemory = sync.OnceFunc(func() {
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
+		return // somebody knows better
+	}
+	const enough = 320 << 20 // beside its children the whole stays below 512 MiB
+	was, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(enough)
+	mark := new([16]byte)
+	runtime.AddCleanup(mark, func(int) {
+		debug.SetGCPercent(was)
+		debug.SetMemoryLimit(limit)
+	}, 0)
+})
+
+// cacheDir is the directory that keeps evaluations from one command to the next, "" if none is to: HEDDLE_CACHE, which may
+// be "off", else a directory of Heddle's among the user's caches.
+func cacheDir(off bool) string {
+	dir, named := os.LookupEnv("HEDDLE_CACHE")
+	switch {
+	case off || named && (dir == "off" || dir == ""):
+		return ""
+	case named:
+		return dir
+	}
+	caches, err := os.UserCacheDir()
+	if err != nil {
+		return "" // a machine user without a home keeps nothing
+	}
+	return filepath.Join(caches, "heddle", "policy")
 }
 
 // files reads the target.

@@ -39,6 +39,7 @@ func TestScripts(t *testing.T) {
 			for _, name := range []string{"HEDDLE_STATE", "NO_COLOR", "CLICOLOR_FORCE", "LANG", "LC_ALL", "LC_CTYPE"} {
 				e.Setenv(name, "")
 			}
+			e.Setenv("HEDDLE_CACHE", "off") // there is no home to keep anything in
 			e.Vars = append(e.Vars, "PATH="+os.Getenv("PATH"))
 			return nil
 		},

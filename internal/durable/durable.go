@@ -31,7 +31,12 @@ const tempMark = ".heddle-tmp-"
 // WriteFile replaces the file at path by data, with exactly the permissions perm (the umask does not apply). When it
 // returns nil, the new content survives a power cut; when it fails, or the process dies in the middle, the file is whole:
 // the old content, or, if only its directory could not be synced, the new. Concurrent writers of one path are safe: the last rename wins.
-func WriteFile(path string, data []byte, perm os.FileMode) (err error) {
+func WriteFile(path string, data []byte, perm os.FileMode) error {
+	return write(path, data, perm, true)
+}
+
+// write is WriteFile, or without sync the same but for power cuts.
+func write(path string, data []byte, perm os.FileMode, sync bool) (err error) {
 	dir, name := filepath.Split(path)
 	if dir == "" {
 		dir = "."
@@ -53,14 +58,19 @@ func WriteFile(path string, data []byte, perm os.FileMode) (err error) {
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	if sync {
+		if err := f.Sync(); err != nil {
+			return err
+		}
 	}
 	if err := f.Close(); err != nil {
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
+	}
+	if !sync {
+		return nil
 	}
 	return SyncDir(dir)
 }
@@ -128,12 +138,22 @@ const sealedMagic = "heddle-sealed-1"
 
 // WriteSealed is [WriteFile] with a checksum in front of the data, for [ReadSealed].
 func WriteSealed(path string, data []byte, perm os.FileMode) error {
+	return WriteFile(path, seal(data), perm)
+}
+
+// WriteSealedUnsynced is [WriteSealed] for what can be made again: it waits for no disk. After a power cut the file may be
+// the old one, or torn, which [ReadSealed] notices.
+func WriteSealedUnsynced(path string, data []byte, perm os.FileMode) error {
+	return write(path, seal(data), perm, false)
+}
+
+func seal(data []byte) []byte {
 	sum := sha256.Sum256(data)
 	var b bytes.Buffer
 	b.Grow(len(data) + 100)
 	fmt.Fprintf(&b, "%s %s %d\n", sealedMagic, hex.EncodeToString(sum[:]), len(data))
 	b.Write(data)
-	return WriteFile(path, b.Bytes(), perm)
+	return b.Bytes()
 }
 
 // ReadSealed returns the data that [WriteSealed] wrote. A file that was cut short, changed or never sealed gives an

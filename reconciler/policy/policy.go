@@ -55,6 +55,12 @@ type Options struct {
 	Wall time.Duration
 	// Workers is how many children may run at once. Default: one for each processor, at most 4.
 	Workers int
+	// CacheDir is a directory that keeps what was evaluated from one process to the next; it is made if need be. Empty, the
+	// default, keeps nothing. What is there is believed, so that it must be the caller's own: one in which others may write is
+	// not used. The reconciler has none, since it trusts nothing on disk but its own state.
+	CacheDir string
+	// CacheBytes is how large that directory may grow, before what was not used for longest goes. Default: 512 MiB.
+	CacheBytes int64
 }
 
 func (o Options) withDefaults() Options {
@@ -74,6 +80,9 @@ func (o Options) withDefaults() Options {
 	if o.Workers <= 0 {
 		o.Workers = min(runtime.GOMAXPROCS(0), 4)
 	}
+	if o.CacheBytes <= 0 {
+		o.CacheBytes = defaultCacheBytes
+	}
 	return o
 }
 
@@ -81,6 +90,7 @@ func (o Options) withDefaults() Options {
 // time from several goroutines. It holds no process and no file between calls.
 type Evaluator struct {
 	opts Options
+	disk *disk // nil: none
 
 	mu    sync.Mutex // guards what follows
 	cache map[key]*part
@@ -145,7 +155,8 @@ const keep = 16
 
 // New makes an Evaluator. The program must call [MaybeRunChild] first thing in main.
 func New(opts Options) *Evaluator {
-	return &Evaluator{opts: opts.withDefaults(), cache: map[key]*part{}, scans: map[string]*scan{}}
+	opts = opts.withDefaults()
+	return &Evaluator{opts: opts, disk: openDisk(opts), cache: map[key]*part{}, scans: map[string]*scan{}}
 }
 
 // Load evaluates the files of a commit. env is the value for the field tagged @tag(env); empty leaves the field's own
@@ -320,6 +331,9 @@ func (e *Evaluator) parts(ctx context.Context, t tree, seed key, req request, tu
 		todo = append(todo, i)
 	}
 	e.mu.Unlock()
+	if e.disk != nil {
+		todo = e.recall(ctx, keys, todo, out, turn)
+	}
 	if len(todo) == 0 {
 		return out, nil
 	}
@@ -360,13 +374,45 @@ func (e *Evaluator) parts(ctx context.Context, t tree, seed key, req request, tu
 				}
 				p.used = turn
 				e.mu.Lock()
-				defer e.mu.Unlock()
 				e.cache[keys[j]] = p
+				e.mu.Unlock()
+				if e.disk != nil {
+					e.disk.put(keys[j], p, r)
+				}
 				return nil
 			})
 		})
 	}
-	return out, g.Wait()
+	err := g.Wait()
+	if e.disk != nil {
+		e.disk.sweep()
+	}
+	return out, err
+}
+
+// recall takes from disk what is there, and returns what is not. Once ctx is done the rest counts as missing.
+func (e *Evaluator) recall(ctx context.Context, keys []key, todo []int, out []*part, turn uint64) []int {
+	var g errgroup.Group
+	workers := min(e.opts.Workers, len(todo))
+	for w := range workers {
+		g.Go(func() error {
+			for i := w; i < len(todo) && ctx.Err() == nil; i += workers {
+				out[todo[i]] = e.disk.get(keys[todo[i]])
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // they do not fail
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.DeleteFunc(todo, func(i int) bool {
+		if out[i] == nil {
+			return false
+		}
+		out[i].used = turn
+		e.cache[keys[i]] = out[i]
+		return true
+	})
 }
 
 func contents(blobs []blob) ([]file, error) {

@@ -101,23 +101,26 @@ func (r *result) setPlaces(at map[string]diag.Pos) {
 // places reads what setPlaces wrote.
 func (r *result) places() (*v1alpha1.Places, error) {
 	var bad error
-	p := v1alpha1.NewPlaces(r.PlaceFiles, func(add func(path string, file, line, column int)) {
-		for text := range strings.Lines(r.Places) {
-			var n [3]int
-			rest := text
-			for i := range n {
-				field, more, _ := strings.Cut(rest, " ")
-				v, err := strconv.Atoi(field)
-				if err != nil || v < 0 {
-					bad = fmt.Errorf("a position reads %s", clip(strconv.Quote(text)))
-					return
-				}
-				n[i], rest = v, more
-			}
-			add(strings.TrimSuffix(rest, "\n"), n[0], n[1], n[2])
-		}
-	})
+	p := v1alpha1.NewPlaces(r.PlaceFiles, func(add func(path string, file, line, column int)) { bad = r.eachPlace(add) })
 	return p, bad
+}
+
+// eachPlace calls add for every position.
+func (r *result) eachPlace(add func(path string, file, line, column int)) error {
+	for text := range strings.Lines(r.Places) {
+		var n [3]int
+		rest := text
+		for i := range n {
+			field, more, _ := strings.Cut(rest, " ")
+			v, err := strconv.Atoi(field)
+			if err != nil || v < 0 {
+				return fmt.Errorf("a position reads %s", clip(strconv.Quote(text)))
+			}
+			n[i], rest = v, more
+		}
+		add(strings.TrimSuffix(rest, "\n"), n[0], n[1], n[2])
+	}
+	return nil
 }
 
 // maxRequest bounds a frame to the child: the source's own limit on a tree, base64, and some air.

@@ -116,14 +116,14 @@ func (l *layout) partial() bool {
 
 // open opens the repository as it is now.
 func (l *layout) open() (*store, error) {
-	fsys := readOnly{osfs.New(l.git)}
+	fsys := readOnly{osfs.New(l.git), filepath.Join(l.common, "objects")}
 	if l.common != l.git {
-		fsys = readOnly{dotgit.NewRepositoryFilesystem(osfs.New(l.git), osfs.New(l.common))}
+		fsys.Filesystem = dotgit.NewRepositoryFilesystem(osfs.New(l.git), osfs.New(l.common))
 	}
 	var borrowed []billy.Filesystem
 	seen := map[string]bool{}
 	if err := alternates(filepath.Join(l.common, "objects"), seen, func(objects string) {
-		borrowed = append(borrowed, readOnly{osfs.New(filepath.Dir(objects))})
+		borrowed = append(borrowed, readOnly{osfs.New(filepath.Dir(objects)), objects})
 	}); err != nil {
 		return nil, err
 	}
@@ -246,7 +246,10 @@ func (s *Source) localNoRef(st *store) error {
 
 // readOnly is a file system that refuses every change: the promise never to write into a user's repository does not
 // rest on knowing what a library does. It also hides the list of borrowed object directories, see alternates.
-type readOnly struct{ billy.Filesystem }
+type readOnly struct {
+	billy.Filesystem
+	objects string // the path of its object directory, "" where it has none
+}
 
 var errReadOnly = errors.New("a user's repository is only read")
 
@@ -261,6 +264,13 @@ func (r readOnly) OpenFile(name string, flag int, perm os.FileMode) (billy.File,
 	if strings.HasSuffix(filepath.ToSlash(name), "objects/info/alternates") {
 		return nil, fs.ErrNotExist
 	}
+	// go-git looks for every object in a file of its own first, one directory for each first byte, and the file system under
+	// it for symbolic links in all of the path. Most objects are in packs, and most such directories are not there.
+	if rest, ok := strings.CutPrefix(filepath.ToSlash(name), "objects/"); ok && r.objects != "" && len(rest) > 3 && rest[2] == '/' {
+		if _, err := os.Lstat(filepath.Join(r.objects, rest[:2])); errors.Is(err, fs.ErrNotExist) {
+			return nil, fs.ErrNotExist
+		}
+	}
 	return r.Filesystem.OpenFile(name, flag, perm)
 }
 
@@ -273,5 +283,5 @@ func (r readOnly) Symlink(string, string) error                { return errReadO
 
 func (r readOnly) Chroot(path string) (billy.Filesystem, error) {
 	inner, err := r.Filesystem.Chroot(path)
-	return readOnly{inner}, err
+	return readOnly{Filesystem: inner}, err
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -23,6 +24,18 @@ type Snapshot struct {
 
 	src  *Source
 	root *dir
+	text map[string][]byte // of files that are not committed, by path; nil: they are in src
+}
+
+// Uncommitted makes a snapshot, of no commit, of files that lie in memory, by slash-separated path. They must not be
+// written after it. What is wrong with their names is for the caller to find; see [Limits.Judge].
+func Uncommitted(text map[string][]byte) *Snapshot {
+	sn := &Snapshot{text: text, Files: make([]File, 0, len(text))}
+	for name, b := range text {
+		sn.Files = append(sn.Files, File{Path: name, Hash: plumbing.ComputeHash(plumbing.BlobObject, b).String(), Size: int64(len(b))})
+	}
+	slices.SortFunc(sn.Files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	return sn
 }
 
 // File is a regular file of a commit.
@@ -35,6 +48,13 @@ type File struct {
 // Read returns the content of a file of this snapshot; it belongs to the caller. Content that does not have the file's
 // size and hash is an error: the repository is damaged.
 func (sn *Snapshot) Read(f File) ([]byte, error) {
+	if sn.text != nil {
+		b, ok := sn.text[f.Path]
+		if !ok {
+			return nil, fmt.Errorf("reading %s: %w", f.Path, fs.ErrNotExist)
+		}
+		return slices.Clone(b), nil
+	}
 	h, err := parseHash(f.Hash)
 	if err != nil {
 		return nil, err
@@ -57,6 +77,9 @@ func (sn *Snapshot) Read(f File) ([]byte, error) {
 // ones included. ok is false when there is no such directory, or it was refused.
 func (sn *Snapshot) Directory(path string) (hash string, ok bool) {
 	d := sn.root
+	if d == nil {
+		return "", false // they are in memory, in no directory
+	}
 	for name := range strings.SplitSeq(path, "/") {
 		if name == "" && path == "" {
 			break

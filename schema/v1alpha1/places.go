@@ -3,7 +3,9 @@ package v1alpha1
 import (
 	"cmp"
 	"hash/maphash"
+	"math/bits"
 	"slices"
+	"sync"
 
 	"github.com/heddle-mesh/heddle/schema/diag"
 )
@@ -29,20 +31,56 @@ const (
 )
 
 // NewPlaces returns the places in some files, each written down by calling add: the index of the file, the line and the
-// column from 1. Of several for one path the first counts.
+// column from 1. Of several for one path the foremost counts.
 func NewPlaces(files []string, each func(add func(path string, file, line, column int))) *Places {
-	p := &Places{files: files}
+	scratch := scratches.Get().(*[]place)
+	defer scratches.Put(scratch)
+	all := (*scratch)[:0]
 	each(func(path string, file, line, column int) {
 		if file < 0 || file >= len(files) || file >= maxPlaceFiles || line < 0 || column < 0 {
 			return
 		}
-		p.fields = append(p.fields, place{maphash.String(placesSeed, path),
+		all = append(all, place{maphash.String(placesSeed, path),
 			uint64(file)<<48 | uint64(min(line, maxPlaceLine))<<24 | uint64(min(column, maxPlaceLine))})
 	})
-	slices.SortStableFunc(p.fields, func(a, b place) int { return cmp.Compare(a.path, b.path) })
-	p.fields = slices.Clip(slices.CompactFunc(p.fields, func(a, b place) bool { return a.path == b.path }))
-	return p
+	*scratch = all
+	fields := slices.CompactFunc(sorted(all), func(a, b place) bool { return a.path == b.path })
+	return &Places{files, slices.Clip(fields)}
 }
+
+// scratches are for collecting places whose number is not known yet.
+var scratches = sync.Pool{New: func() any { return new([]place) }}
+
+// sorted returns a sorted copy. Hashes are spread evenly, so that their first bits say almost where each belongs.
+func sorted(all []place) []place {
+	if len(all) == 0 {
+		return nil
+	}
+	shift := 64 - bits.Len(uint(len(all)))
+	ends := make([]uint32, 1<<(64-shift))
+	for _, p := range all {
+		ends[p.path>>shift]++
+	}
+	sum := uint32(0)
+	for i, n := range ends {
+		ends[i] = sum
+		sum += n
+	}
+	out := make([]place, len(all))
+	for _, p := range all {
+		i := p.path >> shift
+		out[ends[i]] = p
+		ends[i]++
+	}
+	for i := 1; i < len(out); i++ {
+		for j := i; j > 0 && out[j].before(out[j-1]); j-- {
+			out[j], out[j-1] = out[j-1], out[j]
+		}
+	}
+	return out
+}
+
+func (p place) before(q place) bool { return p.path < q.path || p.path == q.path && p.at < q.at }
 
 // At returns the position of a path, if the directory writes it.
 func (p *Places) At(path string) (diag.Pos, bool) {

@@ -3,7 +3,7 @@
 // tree as they lie there, or of any revision of the Git repository around it; no mesh needs to run. All commands that
 // look at policy look through it, so that they cannot disagree.
 //
-// It writes nothing, neither into the repository nor elsewhere. Errors are faults of the world (what an author wrote is
+// It writes nothing, but for the cache that its caller names. Errors are faults of the world (what an author wrote is
 // a finding), and say what to do. What a reconciler has published is package published's.
 package candidate
 
@@ -37,6 +37,8 @@ type Options struct {
 	Proxy string
 	// Now is when it is judged. The zero time warns of no rule that ends, and is before every end.
 	Now time.Time
+	// CacheDir keeps evaluations from one process to the next; empty: nothing does. See policy.Options.
+	CacheDir string
 }
 
 // Repository is a directory with policy in it. Evaluations are remembered from one revision to the next, so that a walk
@@ -51,7 +53,7 @@ type Repository struct {
 
 // Open prepares to read a directory. It may lie below the root of a Git repository, or in none.
 func Open(dir string, opts Options) *Repository {
-	return &Repository{dir: dir, opts: opts, evaluator: policy.New(policy.Options{})}
+	return &Repository{dir: dir, opts: opts, evaluator: policy.New(policy.Options{CacheDir: opts.CacheDir})}
 }
 
 // Close lets go of the Git repository.
@@ -86,25 +88,27 @@ type Files struct {
 
 	repo     *Repository
 	lenient  bool
-	snapshot *source.Snapshot  // of a commit, or
-	content  map[string][]byte // by slash-separated path
+	snapshot *source.Snapshot
+	content  map[string][]byte // of a work tree, by slash-separated path
 }
 
 // Len is the number of files.
-func (f *Files) Len() int {
-	if f.snapshot != nil {
-		return len(f.snapshot.Files)
-	}
-	return len(f.content)
-}
+func (f *Files) Len() int { return len(f.snapshot.Files) }
 
 // Has reports whether there is a file.
-func (f *Files) Has(name string) bool {
-	if f.snapshot != nil {
-		return slices.ContainsFunc(f.snapshot.Files, func(file source.File) bool { return file.Path == name })
+func (f *Files) Has(name string) bool { return f.Hash(name) != "" }
+
+// Hash is git's hash of a file's content, "" where there is no such file.
+func (f *Files) Hash(name string) string {
+	i, ok := f.find(name)
+	if !ok {
+		return ""
 	}
-	_, ok := f.content[name]
-	return ok
+	return f.snapshot.Files[i].Hash
+}
+
+func (f *Files) find(name string) (int, bool) {
+	return slices.BinarySearchFunc(f.snapshot.Files, name, func(file source.File, name string) int { return strings.Compare(file.Path, name) })
 }
 
 // Name is "commit" and its first digits, or "the work tree".
@@ -154,6 +158,7 @@ func (r *Repository) WorkTree(ctx context.Context) (*Files, error) {
 			return nil, fmt.Errorf("reading %s: %w", r.at(e.Path), err)
 		}
 	}
+	f.snapshot = source.Uncommitted(f.content)
 	return f, nil
 }
 
@@ -214,24 +219,14 @@ func (r *Repository) At(ctx context.Context, commit source.Commit) (*Files, erro
 	return &Files{Commit: commit, Findings: findings, repo: r, snapshot: sn}, nil
 }
 
-// Copy is the same files read as a whole: an evaluation of it and one of a work tree share what they have in common.
-func (f *Files) Copy() (*Files, error) {
-	if f.snapshot == nil {
-		return f, nil
+// Names are the slash-separated paths of all files, sorted.
+func (f *Files) Names() []string {
+	names := make([]string, len(f.snapshot.Files))
+	for i, file := range f.snapshot.Files {
+		names[i] = file.Path
 	}
-	out := &Files{Commit: f.Commit, Findings: f.Findings, repo: f.repo, lenient: f.lenient, content: make(map[string][]byte, len(f.snapshot.Files))}
-	for _, file := range f.snapshot.Files {
-		b, err := f.snapshot.Read(file)
-		if err != nil {
-			return nil, err
-		}
-		out.content[file.Path] = b
-	}
-	return out, nil
+	return names
 }
-
-// Names are the slash-separated paths of a work tree's files, sorted.
-func (f *Files) Names() []string { return slices.Sorted(maps.Keys(f.content)) }
 
 // Content is a work tree's file. It is not to be written.
 func (f *Files) Content(name string) []byte { return f.content[name] }
@@ -241,21 +236,19 @@ func (f *Files) With(name string, text []byte) *Files {
 	out := *f
 	out.content = maps.Clone(f.content)
 	out.content[name] = text
+	out.snapshot = source.Uncommitted(out.content)
 	return &out
 }
 
 // Line is a line of a file, without the white space around it; "" where there is none.
 func (f *Files) Line(p diag.Pos) string {
-	text := f.content[p.File]
-	if f.snapshot != nil {
-		i := slices.IndexFunc(f.snapshot.Files, func(file source.File) bool { return file.Path == p.File })
-		if i < 0 {
-			return ""
-		}
-		var err error
-		if text, err = f.snapshot.Read(f.snapshot.Files[i]); err != nil {
-			return "" // it was read for the evaluation; a place without its text is still a place
-		}
+	i, ok := f.find(p.File)
+	if !ok {
+		return ""
+	}
+	text, err := f.snapshot.Read(f.snapshot.Files[i])
+	if err != nil {
+		return "" // a place without its text is still a place
 	}
 	n := 1
 	for line := range bytes.Lines(text) {
@@ -301,13 +294,11 @@ func (r *Repository) Head(ctx context.Context, tree *Files) (head source.Commit,
 	if errors.Is(err, source.ErrNoDirectory) {
 		return head, true, nil
 	}
-	if err == nil {
-		committed, err = committed.Copy()
-	}
 	if err != nil {
 		return head, false, err
 	}
-	return head, len(tree.Findings) > 0 || !maps.EqualFunc(tree.content, committed.content, bytes.Equal), nil
+	same := slices.EqualFunc(tree.snapshot.Files, committed.snapshot.Files, func(a, b source.File) bool { return a.Path == b.Path && a.Hash == b.Hash })
+	return head, len(tree.Findings) > 0 || !same, nil
 }
 
 // mainline are the names of what a pull request usually goes to, most telling first.
@@ -385,21 +376,18 @@ func (f *Files) Evaluate(ctx context.Context, env string) (*Candidate, error) {
 	c := &Candidate{Files: f, Env: env, Findings: slices.Clone(f.Findings)}
 	var found diag.List
 	var err error
-	if f.snapshot != nil {
-		c.Document, found, err = f.repo.evaluator.Load(ctx, f.snapshot, env)
-	} else {
-		c.Document, found, err = f.repo.evaluator.LoadFiles(ctx, f.content, env)
-	}
+	c.Document, found, err = f.repo.evaluator.Load(ctx, f.snapshot, env)
 	if err != nil {
 		return nil, fmt.Errorf("evaluating %s: %w", f.Name(), err)
 	}
 	c.Findings = append(c.Findings, found...)
 	if c.Document != nil {
 		o := compile.Options{ProxyVersion: f.repo.opts.Proxy, Now: f.repo.opts.Now}
-		if f.lenient {
-			o.ProxyVersion = "any"
-		}
 		c.Mesh, c.Origins, found = f.repo.compiled.Compile(c.Document, o)
+		if f.lenient && c.Mesh == nil { // what the chosen version enforces is the same for every version that enforces it all
+			o.ProxyVersion = "any"
+			c.Mesh, c.Origins, found = compile.Compile(c.Document, o)
+		}
 		c.Findings = append(c.Findings, found...)
 	}
 	c.Findings = c.Findings.Sorted()
