@@ -273,3 +273,37 @@ func TestObservedIsNotDenied(t *testing.T) {
 		t.Errorf("%s", logs.String())
 	}
 }
+
+// TestRoutes has each condition of a route on the wire: what it takes goes on, and what it does not is nobody's.
+func TestRoutes(t *testing.T) {
+	const id = "shop/api/httpRoutes/r"
+	w := newWorld(t, application(t, told()), Limits{}, func(w *world) {
+		w.outbound.Routes = []mesh.Route{{ID: id, Port: "http", Backends: []mesh.Backend{{Service: api, Port: "auto", Weight: 1}, {Service: api, Port: "raw", Weight: 0}}}}
+	})
+	addr := w.to("http")
+	for _, c := range []struct {
+		name        string
+		match       mesh.Match
+		takes, nots []string
+	}{
+		{"exact", mesh.Match{Path: mesh.PathMatch{Exact: "/a"}}, []string{"GET /a", "GET /%61?q"}, []string{"GET /a/", "GET /ab", "GET /A"}},
+		{"prefix", mesh.Match{Path: mesh.PathMatch{Prefix: "/a"}}, []string{"GET /a", "GET /a/b"}, []string{"GET /ab", "GET /b/a"}},
+		{"method", mesh.Match{Method: "PUT"}, []string{"PUT /"}, []string{"GET /", "put /"}},
+		{"header", mesh.Match{Headers: []mesh.HeaderMatch{{Name: "x-a", Exact: "1"}}}, []string{"GET / X-A:1"}, []string{"GET /", "GET / X-A:2", "GET / X-A:1 X-A:1", "GET / X_A:1"}},
+	} {
+		c.match.Route = id
+		w.outbound.Ports[1].Matches = []mesh.Match{c.match}
+		w.publish()
+		for i, request := range slices.Concat(c.takes, c.nots) {
+			f, want := strings.Fields(request), 200
+			if i >= len(c.takes) {
+				want = 404
+			}
+			conn := dial(t, addr)
+			send(t, conn, f[0]+" "+f[1]+" HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"+strings.Join(append(f[2:], "\r\n"), "\r\n"))
+			if o, _ := exchangeOf(bufio.NewReader(conn), f[0]); o.status != want {
+				t.Errorf("%s, %s: %+v, want %d", c.name, request, o, want)
+			}
+		}
+	}
+}

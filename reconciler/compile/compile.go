@@ -165,10 +165,13 @@ func (c *compiler) compile() (*mesh.Mesh, mesh.Origins, diag.List) {
 // be resolved afterwards.
 func (c *compiler) declareAll(m *mesh.Mesh) {
 	c.outermost = c.settings(&m.Settings)
+	c.needLevel(&c.outermost, meshLevel)
 	for _, ns := range sortedKeys(c.doc.Policy.Namespaces) {
 		at := path("namespaces").at(ns)
 		c.checkLabel(at, "namespace", ns)
-		c.levels[ns] = c.over(c.outermost, c.doc.Policy.Namespaces[ns].Defaults, at.at("defaults"), namespaceLevel)
+		d := c.over(c.outermost, c.doc.Policy.Namespaces[ns].Defaults, at.at("defaults"), namespaceLevel)
+		c.needLevel(&d, namespaceLevel)
+		c.levels[ns] = d
 	}
 	for _, ns := range sortedKeys(c.doc.Policy.Services) {
 		c.checkLabel(path("services").at(ns), "namespace", ns)

@@ -119,6 +119,46 @@ func (c *compiler) needProtocol(on *[]mesh.Capability, p *port) {
 	}
 }
 
+// needLevel notes what it takes to enforce the defaults that the mesh or a namespace sets, whether or not a service goes by
+// them: they would hold for the next one. It says what is said where a service does.
+func (c *compiler) needLevel(d *defaults, l level) {
+	if d.protocol.level == l {
+		for _, capability := range carried[d.protocol.v] {
+			c.need(nil, capability, d.protocol.from, fmt.Sprintf("protocol %q", d.protocol.v))
+		}
+	}
+	for _, n := range []struct {
+		on         bool
+		level      level
+		capability mesh.Capability
+		at         path
+		what       string
+	}{
+		{d.mtls.v == mesh.Permissive, d.mtls.level, mesh.CapPermissive, d.mtls.from, `mtls "permissive"`},
+		{d.timeouts.request.v > 0, d.timeouts.request.level, mesh.CapTimeout, d.timeouts.request.from, "a timeout"},
+		{d.timeouts.response.v > 0, d.timeouts.response.level, mesh.CapResponseTimeout, d.timeouts.response.from, "a response timeout"},
+		{d.timeouts.idle.v > 0, d.timeouts.idle.level, mesh.CapIdleTimeout, d.timeouts.idle.from, "an idle timeout"},
+		{d.retry.asked.set() && d.retry.retries.v > 0, d.retry.asked.level, mesh.CapRetry, d.retry.asked.from, "retry"},
+		{d.balancer.policy.v == consistentHash, d.balancer.policy.level, mesh.CapHash, d.balancer.policy.from, "consistent hashing"},
+		{d.balancer.warmUp.v > 0, d.balancer.warmUp.level, mesh.CapWarmUp, d.balancer.warmUp.from, "a warm-up"},
+		{d.limits.connections.set(), d.limits.connections.level, mesh.CapLimits, d.limits.connections.from, "a limit"},
+		{d.limits.requests.set(), d.limits.requests.level, mesh.CapLimits, d.limits.requests.from, "a limit"},
+		{d.limits.pending.set(), d.limits.pending.level, mesh.CapLimits, d.limits.pending.from, "a limit"},
+		{d.rate.total.set(), d.rate.total.level, mesh.CapRateLimit, d.rate.total.from, "a rate limit"},
+		{!d.rate.total.set() && d.rate.perIdentity.set(), d.rate.perIdentity.level, mesh.CapRateLimit, d.rate.perIdentity.from, "a rate limit"},
+		{!d.rate.total.set() && !d.rate.perIdentity.set() && d.rate.overrides.set(), d.rate.overrides.level, mesh.CapRateLimit, d.rate.overrides.from, "a rate limit"},
+		{d.egress.v == mesh.Allow, d.egress.level, mesh.CapEgress, d.egress.from, `egressPolicy "allow"`},
+	} {
+		if n.on && n.level == l {
+			c.need(nil, n.capability, n.at, n.what)
+		}
+	}
+	if at := d.breaker.nearest(); at != "" && (d.breaker.consecutive.level == l || d.breaker.successRate.level == l || d.breaker.window.level == l ||
+		d.breaker.minRequests.level == l || d.breaker.penalty.level == l || d.breaker.ejectionFloor.level == l) {
+		c.need(nil, mesh.CapBreaker, at, "a breaker")
+	}
+}
+
 // carried is what it takes to carry a protocol.
 var carried = map[mesh.Protocol][]mesh.Capability{
 	mesh.Detect: {mesh.CapDetect, mesh.CapHTTP1, mesh.CapTCP},
