@@ -33,8 +33,13 @@ var known = []struct{ what, literal, expression string }{
 	{"a Slack webhook", "hooks.slack.com/services/", `hooks\.slack\.com/services/T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16,}`},
 	{"a Google API key", "AIza", `\bAIza[0-9A-Za-z_-]{35}`},
 	{"a Stripe key", "k_live_", `\b[sr]k_live_[0-9A-Za-z]{20,}`},
+	{"a password in an address", "://", `://[^\s/:@"'<>]*:[^\s/@"'<>$]{3,}@[A-Za-z0-9\[]`},
+	{"a JSON Web Token", "eyJ", `\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}`},
 	{"an npm token", "npm_", `\bnpm_[A-Za-z0-9]{36}\b`},
 }
+
+// placeholder is what stands for a password where addresses are explained.
+var placeholder = regexp.MustCompile(`(?i)^://[^:]*:(pass(word|wd)?|secret|token|x+|\*+|\.\.\.|pw)@`)
 
 // expressions are those of known, read when they are needed first: the children never do.
 var expressions = sync.OnceValue(func() []*regexp.Regexp {
@@ -74,7 +79,7 @@ func findSecrets(text []byte) []secret {
 			if len(found) >= maxSecrets {
 				return found
 			}
-			if bytes.HasSuffix(text[at[0]:at[1]], []byte("EXAMPLE")) { // those of vendors' manuals
+			if match := text[at[0]:at[1]]; bytes.HasSuffix(match, []byte("EXAMPLE")) || placeholder.Match(match) { // those of manuals
 				continue
 			}
 			before := text[:at[0]]
