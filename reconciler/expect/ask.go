@@ -1,6 +1,7 @@
 package expect
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -33,6 +34,8 @@ type Question struct {
 	SNI string
 	// At is when it is asked; the zero time is before every rule's end.
 	At time.Time
+
+	elsewhere *netip.Addr // what outside says of the mesh, where it was asked before
 }
 
 // Miss is a question about nothing: a name that does not exist, or conditions that cannot stand together.
@@ -88,6 +91,8 @@ func Calls(m *mesh.Mesh, q *Question, issuers []string) ([]decide.Call, error) {
 			return nil, &Miss{"address", fmt.Sprintf("%q is no IP address", q.Address), `write it as in "192.0.2.7" or "2001:db8::7"`}
 		}
 		r.Addr = r.Addr.Unmap()
+	} else if q.elsewhere != nil {
+		r.Addr = *q.elsewhere
 	} else {
 		r.Addr = outside(m)
 	}
@@ -241,14 +246,18 @@ func outside(m *mesh.Mesh) netip.Addr {
 			return a
 		}
 	}
-	// Where any address is free, one right behind a network or the first of all is.
+	// Else the lowest one. Of two networks one holds the other or they are apart, so that in order, wide ones first, none
+	// behind holds what was passed.
+	slices.SortFunc(networks, func(p, q netip.Prefix) int {
+		return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()))
+	})
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if free(a) {
-			return a
+		for _, p := range networks {
+			if p.Contains(a) {
+				a = last(p).Next()
+			}
 		}
-	}
-	for _, p := range networks {
-		if a := last(p).Next(); free(a) {
+		if a.IsValid() {
 			return a
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -44,10 +45,11 @@ func Run(doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, now time.Ti
 		issuers = slices.AppendSeq(issuers, maps.Keys(doc.Policy.Mesh.JwtIssuers))
 		slices.Sort(issuers)
 	}
+	elsewhere := outside(m)
 	for _, name := range slices.Sorted(maps.Keys(doc.Policy.Tests)) {
 		t := doc.Policy.Tests[name]
 		r := Result{Name: name, Pos: doc.Pos("tests", name), Expected: expected(&t)}
-		if err := r.run(&t, m, origins, issuers, now); err != nil {
+		if err := r.run(&t, m, origins, issuers, now, &elsewhere); err != nil {
 			miss := new(Miss)
 			if !errors.As(err, &miss) {
 				miss = &Miss{Message: err.Error()}
@@ -70,11 +72,12 @@ func Run(doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, now time.Ti
 }
 
 // run asks for every identity that the caller may have; the first that disagrees is the result.
-func (r *Result) run(t *v1alpha1.Test, m *mesh.Mesh, origins mesh.Origins, issuers []string, now time.Time) error {
+func (r *Result) run(t *v1alpha1.Test, m *mesh.Mesh, origins mesh.Origins, issuers []string, now time.Time, elsewhere *netip.Addr) error {
 	q, err := question(t, now)
 	if err != nil {
 		return err
 	}
+	q.elsewhere = elsewhere
 	calls, err := Calls(m, q, issuers)
 	if err != nil {
 		return err

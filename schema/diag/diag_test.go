@@ -8,6 +8,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"regexp"
@@ -336,7 +337,7 @@ func TestNearest(t *testing.T) {
 		a, b string
 		want int
 	}{{"", "", 0}, {"", "abc", 3}, {"abc", "abc", 0}, {"abc", "acb", 1}, {"abcd", "badc", 2}, {"kitten", "sitting", 3}} {
-		if got := distance(c.a, c.b); got != c.want || distance(c.b, c.a) != got {
+		if got := distance(c.a, c.b, 99); got != c.want || distance(c.b, c.a, 99) != got {
 			t.Errorf("distance(%q, %q) = %d, want %d", c.a, c.b, got, c.want)
 		}
 	}
@@ -352,6 +353,37 @@ func TestPos(t *testing.T) {
 	} {
 		if c.p.String() != c.long || c.p.Short() != c.short || c.p.IsZero() != (c.p == Pos{}) {
 			t.Errorf("%#v: %s, %s", c.p, c.p, c.p.Short())
+		}
+	}
+}
+
+// TestNearestBounds: what is passed by on the way is never nearer than what is found.
+func TestNearestBounds(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	word := func() string {
+		b := make([]byte, 3+r.IntN(10))
+		for i := range b {
+			b[i] = "abcd"[r.IntN(4)]
+		}
+		return string(b)
+	}
+	for range 2000 {
+		name, known := word(), make([]string, 20)
+		best, least := "", 99
+		for i := range known {
+			known[i] = word()
+			d := distance(name, known[i], 99)
+			if most := max(len(name), len(known[i])) / 3; d <= most && d < least {
+				best, least = known[i], d
+			}
+			for most := range 12 {
+				if got := distance(name, known[i], most); got != d && (got <= most || d <= most) || apart(name, known[i]) > d {
+					t.Fatalf("distance(%q, %q, %d) = %d, want %d", name, known[i], most, got, d)
+				}
+			}
+		}
+		if got := Nearest(name, known); got != best {
+			t.Fatalf("Nearest(%q, %q) = %q, want %q", name, known, got, best)
 		}
 	}
 }
