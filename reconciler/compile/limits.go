@@ -20,6 +20,9 @@ const (
 	maxHints = 100
 	// maxPorts, maxRules and maxRoutes are those of one service, rules and routes of all kinds together.
 	maxPorts, maxRules, maxRoutes = 256, 2000, 2000
+	// maxPath is how many bytes a path has that policy names, as the Gateway API bounds it, twice: what is proved of paths takes
+	// a class for each element of each.
+	maxPath = 2048
 	// maxCallers is how many bytes of identities the rules and rate limits of one namespace may stand for.
 	maxCallers = 64 << 20
 	// maxSteps is how many conditions of rules, routes and egress entries of one namespace are compared: a second or two.

@@ -112,6 +112,18 @@ func TestTooMuch(t *testing.T) {
 	}
 }
 
+// TestLongPath: a path of a hundred thousand elements is refused before it is taken apart.
+func TestLongPath(t *testing.T) {
+	long := strings.Repeat("/x", 100_000)
+	_, _, findings := Compile(one(v1alpha1.Service{Allow: map[string]v1alpha1.Rule{
+		"a": {From: anybody, Paths: []v1alpha1.RulePath{{Prefix: v1alpha1.Path(long)}, {Template: long + "/{id}"}, {Exact: "/x"}}}}}), Options{})
+	for i := range 2 {
+		if len(findings) != 2 || !strings.Contains(findings[i].Message, "bytes; 2048 are the most") || len(findings.Error()) > 1000 {
+			t.Fatalf("%d findings: %v", len(findings), findings)
+		}
+	}
+}
+
 // TestRegexSize: an expression is measured before anything as large as it says is built.
 func TestRegexSize(t *testing.T) {
 	match := func(expr string) *v1alpha1.Document {

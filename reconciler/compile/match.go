@@ -116,6 +116,8 @@ func (c *compiler) path(s *service, at path, src *v1alpha1.PathMatch) mesh.PathM
 // spelling checks a path of policy and returns its one spelling.
 func (c *compiler) spelling(at path, p string) string {
 	switch {
+	case len(p) > maxPath:
+		c.find(diag.WrongValue, at, fmt.Sprintf("the path has %d bytes; %d are the most", len(p), maxPath), "match by a shorter prefix")
 	case !strings.HasPrefix(p, "/"):
 		c.find(diag.WrongValue, at, fmt.Sprintf("%q does not start with \"/\"", p), fmt.Sprintf("write %q", "/"+p))
 	case strings.ContainsAny(p, "?#"):
