@@ -178,7 +178,7 @@ func (x *blamed) step(ctx context.Context, q *expect.Question, t *target, repo *
 }
 
 func (c *cli) printBlame(x *blamed) error {
-	var b fields
+	b := fields{width: c.out.Width}
 	b.WriteString(c.headLine(&x.explanation))
 	b.line("because", x.Because.Reason)
 	quote := func(field, place, line string) {

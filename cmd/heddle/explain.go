@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -498,9 +499,20 @@ func nameOf(m *mesh.Mesh, identity string) string {
 }
 
 // fields writes the lines of an explanation.
-type fields struct{ strings.Builder }
+type fields struct {
+	strings.Builder
+	width int // 0: unlimited
+}
 
-func (b *fields) line(field, text string) { fmt.Fprintf(b, "  %-9s%s\n", field, terminal.Clean(text)) }
+// line writes a field. What is too long for a terminal goes on below it, broken between words.
+func (b *fields) line(field, text string) {
+	const indent = "           "
+	text = terminal.Clean(text)
+	if b.width > 0 && len(indent)+utf8.RuneCountInString(text) > b.width {
+		text = strings.TrimPrefix(wrap(text, indent, b.width), indent)
+	}
+	fmt.Fprintf(b, "  %-9s%s\n", field, text)
+}
 
 // at writes a place under a field, if there is one.
 func (b *fields) at(p diag.Pos) {
@@ -523,7 +535,7 @@ func (c *cli) headLine(x *explanation) string {
 }
 
 func (c *cli) printExplanation(x explanation) error {
-	var b fields
+	b := fields{width: c.out.Width}
 	b.WriteString(c.headLine(&x))
 	b.line("because", x.Because.Reason)
 	b.at(x.Because.Pos)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -261,11 +262,12 @@ func wrap(text, indent string, width int) string {
 	var b strings.Builder
 	n := 0
 	for i, word := range strings.Fields(text) {
+		wide := utf8.RuneCountInString(word)
 		switch {
 		case i == 0:
 			b.WriteString(indent)
 			n = len(indent)
-		case n+1+len(word) > width:
+		case n+1+wide > width:
 			b.WriteString("\n" + indent)
 			n = len(indent)
 		default:
@@ -273,7 +275,7 @@ func wrap(text, indent string, width int) string {
 			n++
 		}
 		b.WriteString(word)
-		n += len(word)
+		n += wide
 	}
 	return b.String()
 }

@@ -101,10 +101,12 @@ func (c *cli) root() *cobra.Command {
 pushed to every sidecar and enforced there; reverting it brings the old behaviour back.
 
 Start with "heddle up": a whole mesh on this machine, with an example to change.`,
-		Example: `  heddle up                                    # a mesh with an example, here and now
-  heddle status                                # which commit serves, and how far it has come
-  heddle explain shop/web shop/api GET /orders # who may call whom, and which line says so
-  heddle check                                 # validate the policy repository in this directory`,
+		Example: `  heddle up                       # a mesh with an example, here and now
+  heddle status                   # which commit serves, and how far it has come
+  heddle policy init mesh-policy  # a policy repository to start from
+  heddle check                    # what is wrong with policy
+  heddle plan                     # what a change of it will do
+  heddle explain shop/web shop/api GET /orders`,
 		Args:              noArgs,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors:     true,

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -317,5 +318,34 @@ func TestUsageErrors(t *testing.T) {
 	}
 	if r := heddle(t, dir, []string{"HEDDLE_OUTPUT=json"}, "check", "--nope"); !strings.HasPrefix(r.stderr, "{") {
 		t.Errorf("HEDDLE_OUTPUT: %+v", r)
+	}
+}
+
+// On a terminal each setting still has the line that set it, and no line is too long.
+func TestShowFits(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "repo")
+	if r := heddle(t, filepath.Dir(dir), nil, "policy", "init", "repo"); r.code != exitOK {
+		t.Fatalf("%+v", r)
+	}
+	for _, args := range [][]string{{"policy", "show"}, {"policy", "show", "payments/gateway"}, {"help", "HDL0402"},
+		{"explain", "shop/web", "payments/gateway", "POST", "/charges"}} {
+		var out bytes.Buffer
+		c := &cli{stdout: &out, stderr: &out, out: terminal.Style{Width: 80}}
+		root := c.root()
+		if args[0] != "help" {
+			args = append(args, "--dir", dir)
+		}
+		root.SetArgs(args)
+		if err := root.Execute(); err != nil && !errors.Is(err, errProblems) {
+			t.Fatalf("%v: %v\n%s", args, err, &out)
+		}
+		for line := range strings.Lines(out.String()) {
+			if utf8.RuneCountInString(line) > 81 {
+				t.Errorf("%v: %s", args, line)
+			}
+		}
+		if args[0] == "policy" && !strings.Contains(out.String(), "services/payments/gateway.cue:28") {
+			t.Errorf("%v does not say where a timeout was set:\n%s", args, &out)
+		}
 	}
 }

@@ -224,7 +224,11 @@ func (c *cli) helpFinding(id string) error {
 			diag.Check
 		}{apiVersion, check})
 	}
-	_, err := fmt.Fprintf(c.stdout, "%s: %s\n\n%s\n\nMend it: %s\n", c.out.Bold(check.ID), check.Title, check.Why, check.Mend)
+	why, mend := check.Why, "Mend it: "+check.Mend
+	if c.out.Width > 0 {
+		why, mend = wrap(why, "", c.width()), wrap(mend, "", c.width())
+	}
+	_, err := fmt.Fprintf(c.stdout, "%s: %s\n\n%s\n\n%s\n", c.out.Bold(check.ID), check.Title, why, mend)
 	return err
 }
 

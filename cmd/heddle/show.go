@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -120,7 +121,7 @@ func (c *cli) show(ctx context.Context, t *target, name string, effective bool) 
 			Items      []shown `json:"items"`
 		}{apiVersion, items})
 	} else {
-		err = settingsTable(items, name == "").Print(c.stdout, c.out)
+		err = c.printSettings(items, name == "")
 	}
 	if errors := one.Findings.Errors(); err == nil && len(errors) > 0 {
 		if err = diag.Text(c.stderr, errors, c.err.Color); err == nil {
@@ -161,8 +162,27 @@ func field(path string) string {
 	return path
 }
 
+// printSettings shows one table, with the services as a column; on a terminal, which has no room for it, one for each.
+func (c *cli) printSettings(items []shown, several bool) error {
+	if !several || c.out.Width == 0 {
+		return settingsTable(items, several).Print(c.stdout, c.out)
+	}
+	for i, item := range items {
+		if i > 0 {
+			fmt.Fprintln(c.stdout)
+		}
+		if _, err := fmt.Fprintln(c.stdout, c.out.Bold(string(item.Service))); err != nil {
+			return err
+		}
+		if err := settingsTable(items[i:i+1], false).Print(c.stdout, c.out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func settingsTable(items []shown, several bool) *terminal.Table {
-	t := &terminal.Table{Columns: []terminal.Column{{Title: "SETTING"}, {Title: "VALUE"}, {Title: "SET BY"}, {Title: "WHERE", Drop: 1}}}
+	t := &terminal.Table{Columns: []terminal.Column{{Title: "SETTING"}, {Title: "VALUE"}, {Title: "SET BY", Drop: 1}, {Title: "WHERE"}}}
 	if several {
 		t.Columns = append([]terminal.Column{{Title: "SERVICE"}}, t.Columns...)
 	}
