@@ -172,6 +172,7 @@ func (c *compiler) declareAll(m *mesh.Mesh) {
 		d := c.over(c.outermost, c.doc.Policy.Namespaces[ns].Defaults, at.at("defaults"), namespaceLevel)
 		c.needLevel(&d, namespaceLevel)
 		c.levels[ns] = d
+		c.checkInhabited(at, ns)
 	}
 	for _, ns := range sortedKeys(c.doc.Policy.Services) {
 		c.checkLabel(path("services").at(ns), "namespace", ns)
@@ -195,6 +196,18 @@ func (c *compiler) declareAll(m *mesh.Mesh) {
 		c.names = append(c.names, string(s.name))
 	}
 	c.checkIdentities(c.ordered)
+}
+
+// checkInhabited warns of a namespace in which nothing runs: what is said of it holds for nobody.
+func (c *compiler) checkInhabited(at path, ns string) {
+	if c.namespaceKnown(ns) || slices.ContainsFunc(c.doc.Unread, func(u string) bool { return mesh.ServiceName(u).Namespace() == ns }) {
+		return
+	}
+	hint := "declare its services, or delete what is said of it"
+	if near := diag.Nearest(ns, c.namespaces()); near != "" {
+		hint = fmt.Sprintf("did you mean %q?", near)
+	}
+	c.warn(diag.UnknownService, at, fmt.Sprintf("nothing is declared in namespace %q, so this holds for nobody", ns), hint)
 }
 
 // needPorts notes what a sidecar must be able to do for the ports of a service, on both sides.
@@ -351,9 +364,6 @@ func (c *compiler) port(s *service, name string, src v1alpha1.Port) *port {
 	}
 	if src.RateLimit != nil {
 		at := p.at.at("rateLimit")
-		if src.RateLimit.Total == nil && src.RateLimit.PerIdentity == nil && len(src.RateLimit.Overrides) == 0 {
-			c.find(diag.WrongValue, at, "the rate limit limits nothing", "write total or perIdentity")
-		}
 		c.overRate(&p.rate, src.RateLimit, at, portLevel)
 	}
 	return p

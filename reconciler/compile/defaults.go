@@ -280,6 +280,9 @@ func (c *compiler) overRate(to *rate, src *v1alpha1.RateLimit, at path, l level)
 	if src == nil {
 		return
 	}
+	if src.Total == nil && src.PerIdentity == nil && len(src.Overrides) == 0 {
+		c.find(diag.WrongValue, at, "the rate limit limits nothing", "write total or perIdentity")
+	}
 	c.overCount(&to.total, src.Total, 1, 10_000_000, at.at("total"), l)
 	c.overCount(&to.perIdentity, src.PerIdentity, 1, 10_000_000, at.at("perIdentity"), l)
 	if c.empty(at.at("overrides"), len(src.Overrides), src.Overrides == nil) {

@@ -91,8 +91,7 @@ func (c *compiler) compileRates(s *service) {
 		var own rate
 		c.overRate(&own, r.src.rate, r.at.at("rateLimit"), routeLevel)
 		if !own.set() {
-			c.find(diag.WrongValue, r.at.at("rateLimit"), "the rate limit limits nothing", "write total or perIdentity")
-			continue
+			continue // a finding already
 		}
 		limit := c.rate(s, &own)
 		if r.port != nil {

@@ -197,9 +197,9 @@ func (c *compiler) checkTimes(r *route) {
 		nearest := max(r.retry.retries.level, r.retry.backoff.level, r.retry.try.level)
 		switch all := least + time.Duration(retry.Tries+1)*retry.Timeout; {
 		case nearest < limit.level:
-		case least >= limit.v:
-			c.find(diag.TryCannotFit, r.retry.asked.from,
-				fmt.Sprintf("waiting %s before each of %d tries takes the whole timeout of %s", mesh.Short(retry.BackoffMin), retry.Tries, mesh.Short(limit.v)),
+		case least >= limit.v: // a share of it is waited, so that some tries still fit
+			c.warn(diag.TryCannotFit, r.retry.asked.from,
+				fmt.Sprintf("waiting up to %s before each of %d tries can take the whole timeout of %s", mesh.Short(retry.BackoffMin), retry.Tries, mesh.Short(limit.v)),
 				"try less often, wait less, or raise the timeout", c.pos(limit.from))
 		case retry.Timeout > 0 && all > limit.v:
 			c.warn(diag.TryCannotFit, r.retry.asked.from,
