@@ -21,11 +21,13 @@ type comparison struct {
 	wasAt, isAt   mesh.Origins
 	o             Options
 	callers       *reach.Callers
+	left          int // steps that all ports together may still take
+	crowded       []crowd
 	params        map[routes][]param
 }
 
 func newComparison(p *Plan, before, after *Side, o Options) *comparison {
-	c := &comparison{p: p, before: before.Mesh, after: after.Mesh, wasAt: before.Origins, isAt: after.Origins, o: o, params: map[routes][]param{}}
+	c := &comparison{p: p, before: before.Mesh, after: after.Mesh, left: reach.Total, wasAt: before.Origins, isAt: after.Origins, o: o, params: map[routes][]param{}}
 	if c.before == nil {
 		c.before = &mesh.Mesh{}
 	}
@@ -66,6 +68,11 @@ func (c *comparison) run() {
 		byMoved := c.callers.Moved() && p.outIs != nil && len(p.outIs.Consumers) > 0
 		if p.inDiff || p.outDiff || byMoved || leadsTo(p.outIs, changed) || leadsTo(p.outWas, changed) {
 			c.service(p)
+		}
+	}
+	for _, q := range c.crowded {
+		if !c.port(q.pair, q.port, cmp.Or(c.o.Budget, reach.Budget)) {
+			c.undecided(q.pair, q.port)
 		}
 	}
 	c.mesh()
@@ -151,8 +158,21 @@ func (c *comparison) service(p *pair) {
 	}
 	slices.Sort(ports)
 	for _, port := range slices.Compact(ports) {
-		c.port(p, port)
+		c.structure(p, port)
+		if !c.port(p, port, few) {
+			c.crowded = append(c.crowded, crowd{p, port})
+		}
 	}
+}
+
+// few steps are what nearly every port takes. Those that take more come last, so that one of them leaves the others what
+// they need.
+const few = 20_000
+
+// crowd is a port that takes more than few steps.
+type crowd struct {
+	pair *pair
+	port string
 }
 
 // edge is one way in which a class of calls is judged or routed otherwise.
@@ -187,34 +207,47 @@ func (e *edges) add(k edge, cell *reach.Cell) {
 	e.byEdge[k][cell.Peer] = append(e.byEdge[k][cell.Peer], cell.Key())
 }
 
-// port compares all calls to one port.
-func (c *comparison) port(p *pair, name string) {
-	var was, is *mesh.InboundPort
+// portsOf is a port on both sides; nil: there is none.
+func (p *pair) portsOf(name string) (was, is *mesh.InboundPort) {
 	if p.inWas != nil {
 		was, _ = p.inWas.Port(name)
 	}
 	if p.inIs != nil {
 		is, _ = p.inIs.Port(name)
 	}
+	return was, is
+}
+
+// structure says that a port comes or goes.
+func (c *comparison) structure(p *pair, name string) {
 	to := string(p.name) + ":" + name
-	switch {
+	switch was, is := p.portsOf(name); {
 	case was == nil && p.inWas != nil:
 		c.add(Line{Risk: Neutral, Kind: KindPort, Subject: "new port", To: to, After: fmt.Sprintf("%d, %s", is.Port, is.Protocol), WhereAfter: where(c.isAt, is.DefaultID)})
 	case is == nil && p.inIs != nil:
 		c.add(Line{Risk: Deletes, Kind: KindPort, Subject: "port deleted", To: to, Before: fmt.Sprintf("%d, %s", was.Port, was.Protocol), After: "no such port",
 			WhereBefore: where(c.wasAt, was.DefaultID)})
 	}
+}
+
+// port compares all calls to one port, and adds no line where that takes more than most steps.
+func (c *comparison) port(p *pair, name string, most int) (decided bool) {
+	if most = min(most, cmp.Or(c.o.Budget, most), c.left); most <= 0 {
+		return false
+	}
+	was, is := p.portsOf(name)
+	to := string(p.name) + ":" + name
 	routed := hasRoutes(p.outWas, name) || hasRoutes(p.outIs, name)
-	q := &reach.Question{Service: p.name, Port: name, Meshes: []*mesh.Mesh{c.before, c.after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: c.o.Budget, Differences: true}
+	q := &reach.Question{Service: p.name, Port: name, Meshes: []*mesh.Mesh{c.before, c.after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: most, Differences: true}
 	space, err := reach.New(q)
+	defer func() { c.left -= space.Spent() }()
 	var found edges
 	var tally reach.Tally
 	if err == nil {
 		err = c.cells(space, p, was, is, routed, &found, &tally)
 	}
 	if err != nil {
-		c.undecided(p, to, was, is, "too many combinations of conditions to compare them all")
-		return
+		return false
 	}
 	lines := c.lines(space, &tally, &found, to)
 	if space.Regular() {
@@ -222,15 +255,20 @@ func (c *comparison) port(p *pair, name string) {
 			c.add(l)
 		}
 	}
-	c.encryption(to, was, is, lines)
+	c.encryption(to, was, is, lines, true)
 	for _, l := range lines {
 		c.add(l)
 	}
+	return true
 }
 
-func (c *comparison) undecided(p *pair, to string, was, is *mesh.InboundPort, why string) {
+// undecided says that calls to a port may be judged otherwise. What needs no comparison is said all the same.
+func (c *comparison) undecided(p *pair, name string) {
+	was, is := p.portsOf(name)
+	to := string(p.name) + ":" + name
+	c.encryption(to, was, is, nil, false)
 	l := Line{Risk: Widens, MayChange: true, Kind: KindAccess, Subject: "may change", To: to, From: []string{"every caller"}, Requests: []string{"every request"},
-		Before: why, After: "may change"}
+		Before: "too many combinations of conditions to compare them all", After: "may change"}
 	if was != nil {
 		l.WhereBefore = where(c.wasAt, string(p.name), was.DefaultID)
 	}
@@ -589,7 +627,8 @@ func (c *comparison) regular(p *pair, port string, was, is *mesh.InboundPort, ro
 	for i := range lines {
 		known[lines[i].edge] = true
 	}
-	space, err := reach.New(&reach.Question{Service: p.name, Port: port, Meshes: []*mesh.Mesh{before, after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: c.o.Budget, Differences: true})
+	space, err := reach.New(&reach.Question{Service: p.name, Port: port, Meshes: []*mesh.Mesh{before, after}, Callers: c.callers, Routed: routed, Now: c.o.Now, Budget: min(cmp.Or(c.o.Budget, reach.Budget), max(c.left, 1)), Differences: true})
+	defer func() { c.left -= space.Spent() }()
 	peers := map[int]bool{}
 	worst := len(Risks)
 	var ids [2][]string
@@ -641,8 +680,8 @@ func abstract(m *mesh.Mesh, n mesh.ServiceName) *mesh.Mesh {
 	return m
 }
 
-// encryption says where plaintext is let in or no longer is.
-func (c *comparison) encryption(to string, was, is *mesh.InboundPort, lines []Line) {
+// encryption says where plaintext is let in or no longer is. Its witness is among the lines, where they could be decided.
+func (c *comparison) encryption(to string, was, is *mesh.InboundPort, lines []Line, decided bool) {
 	if is == nil {
 		return
 	}
@@ -673,7 +712,7 @@ func (c *comparison) encryption(to string, was, is *mesh.InboundPort, lines []Li
 		if was == nil {
 			l.Before = "not there"
 		}
-		if l.Witness = stranger(Widens); l.Witness == nil {
+		if l.Witness = stranger(Widens); l.Witness == nil && decided {
 			l.After += ", and rules refuse callers without identity"
 		}
 		c.add(l)
@@ -715,7 +754,9 @@ func (c *comparison) later() {
 
 func (c *comparison) endings(in *mesh.Inbound, port *mesh.InboundPort, ends []time.Time) {
 	to := string(in.Service) + ":" + port.Name
-	space, err := reach.New(&reach.Question{Service: in.Service, Port: port.Name, Meshes: []*mesh.Mesh{c.after}, Callers: c.callers, Now: c.o.Now, Budget: c.o.Budget})
+	space, err := reach.New(&reach.Question{Service: in.Service, Port: port.Name, Meshes: []*mesh.Mesh{c.after}, Callers: c.callers, Now: c.o.Now,
+		Budget: min(cmp.Or(c.o.Budget, reach.Budget), max(c.left, 1))})
+	defer func() { c.left -= space.Spent() }()
 	var found edges
 	var tally reach.Tally
 	if err == nil {

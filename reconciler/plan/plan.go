@@ -75,8 +75,8 @@ type Options struct {
 	Name string
 	// Now is when the plan is made: rules that have ended by then play no part. The zero time is before every end.
 	Now time.Time
-	// Budget is how many classes of calls may be judged for one port of one service; beyond it the port's line says "may
-	// change". 0: [reach.Budget].
+	// Budget is how many steps the calls to one port may take to compare; beyond it the port's line says "may change". 0:
+	// [reach.Budget]. All ports together take at most [reach.Total].
 	Budget int
 }
 

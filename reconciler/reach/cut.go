@@ -107,6 +107,9 @@ func (s *Space) cutMethods() {
 	for i := range s.conds {
 		named = append(named, s.conds[i].methods...)
 	}
+	if asked := len(named); !s.spend(asked * asked / 8) {
+		return
+	}
 	slices.Sort(named)
 	s.methods = slices.Compact(named)
 	for _, m := range []string{"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "LINK", "UNLINK"} {
@@ -168,6 +171,20 @@ func (s *Space) cutRest(g *gatherer, now time.Time) {
 			}
 			for _, m := range c.jwt.Claims {
 				claims[c.jwt.Issuer][m.Name] = append(claims[c.jwt.Issuer][m.Name], m.Values)
+			}
+		}
+	}
+	if !s.spend((len(ends)*len(ends) + 3*len(prefixes)*len(prefixes) + len(snis)*len(snis)) / 8) {
+		return
+	}
+	for _, named := range []map[string][]mesh.HeaderMatch{headers, queries} {
+		for _, list := range named {
+			values := 0
+			for i := range list {
+				values += 1 + len(list[i].OneOf)
+			}
+			if !s.spend(values * (values + len(list)) / 8) {
+				return
 			}
 		}
 	}

@@ -43,7 +43,10 @@ func (s *Space) cutPaths(g *gatherer) {
 		s.paths = append(s.paths, p)
 	}
 	candidates, ok := walkPaths(s.patterns)
-	s.overflow = s.overflow || !ok
+	if !ok || !s.spend(len(candidates)*len(s.patterns)/2) {
+		s.overflow = true
+		return
+	}
 	for _, p := range candidates {
 		put(p)
 	}
@@ -57,6 +60,9 @@ func (s *Space) cutPaths(g *gatherer) {
 	}
 	if len(s.patterns) > 0 {
 		put("*")
+	}
+	if !s.spend(len(s.paths) * len(s.conds) / 2) {
+		return
 	}
 	for _, path := range s.paths {
 		b := newSet(len(s.conds))

@@ -147,6 +147,9 @@ func (s *Space) cutPeers(g *gatherer) {
 			}
 		}
 	}
+	if !s.spend((len(named) + len(prefixes)*(1+len(suffixes))) * len(s.conds) / 2) {
+		return
+	}
 	byKey := map[string]int{}
 	put := func(id string) *Peer {
 		ns := s.callers.namespace(id)

@@ -26,10 +26,16 @@ import (
 	"github.com/heddle-mesh/heddle/schema/mesh"
 )
 
-// Budget is how many classes of calls to one port are judged, if the caller does not say otherwise.
-const Budget = 2_000_000
+// Budget is how many steps the calls to one port may take, and Total those of all ports that one question is about, if
+// the caller does not say otherwise. A step is the work of judging one class of calls where little is said of a port,
+// about a microsecond; it takes more of them the more is said. Steps are counted and not timed, so that results are the
+// same everywhere.
+const (
+	Budget = 2_000_000
+	Total  = 8 * Budget
+)
 
-// ErrBudget says that there are more classes than may be judged.
+// ErrBudget says that it would take more steps than there may be.
 var ErrBudget = errors.New("too many classes of calls to judge them all")
 
 // Space is the calls to one port of one service, cut into classes.
@@ -53,7 +59,8 @@ type Space struct {
 	callers  *Callers
 	sides    int     // of the question's meshes
 	words    []named // of the patterns, once somebody asks
-	budget   int
+	budget   int // in parts
+	spent    int // in parts
 	overflow bool
 	partly   bool // only classes that a condition concerns which changed
 }
@@ -70,7 +77,7 @@ type Question struct {
 	Routed bool
 	// Now is the earliest time of interest.
 	Now time.Time
-	// Budget is 0 for [Budget].
+	// Budget is in steps; 0 for [Budget].
 	Budget int
 	// Flow cuts along an invariant's borders too.
 	Flow *mesh.Flow
@@ -106,6 +113,14 @@ type set []uint64
 func newSet(n int) set       { return make(set, (n+63)/64) }
 func (s set) add(i int)      { s[i/64] |= 1 << (i % 64) }
 func (s set) has(i int) bool { return s[i/64]>>(i%64)&1 == 1 }
+func (s set) meets(other set) bool {
+	for i := range other {
+		if s[i]&other[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
 func (s set) addAll(other set) {
 	for i := range other {
 		s[i] |= other[i]
@@ -129,12 +144,24 @@ func (s set) each(f func(i int)) {
 	}
 }
 
+// parts are the parts of a step in which work is counted.
+const parts = 16
+
+// Spent is how many steps were taken so far.
+func (s *Space) Spent() int { return s.spent/parts + 1 }
+
+// spend counts parts of steps, and reports whether they may still be taken.
+func (s *Space) spend(n int) bool {
+	if s.overflow = s.overflow || n > s.budget-s.spent; s.overflow {
+		return false // and what is not done costs nothing
+	}
+	s.spent += n
+	return true
+}
+
 // New cuts the calls to a port. It returns [ErrBudget] where a single dimension is already too large.
 func New(q *Question) (*Space, error) {
-	s := &Space{Service: q.Service, Port: q.Port, callers: q.Callers, sides: len(q.Meshes), budget: q.Budget, slots: map[string]int{}}
-	if s.budget == 0 {
-		s.budget = Budget
-	}
+	s := &Space{Service: q.Service, Port: q.Port, callers: q.Callers, sides: len(q.Meshes), budget: parts * cmp.Or(q.Budget, Budget), slots: map[string]int{}}
 	g := &gatherer{s: s, port: q.Port}
 	for side, m := range q.Meshes {
 		g.side = side
@@ -173,12 +200,12 @@ func New(q *Question) (*Space, error) {
 			}
 		}
 	}
-	s.cutPaths(g)
-	s.cutMethods()
-	s.cutRest(g, q.Now)
-	s.cutPeers(g)
-	if s.overflow {
-		return s, ErrBudget
+	for _, cut := range []func(){
+		func() { s.cutPaths(g) }, s.cutMethods, func() { s.cutRest(g, q.Now) }, func() { s.cutPeers(g) },
+	} {
+		if cut(); s.overflow {
+			return s, ErrBudget
+		}
 	}
 	return s, nil
 }
@@ -536,17 +563,21 @@ func (s *Space) Each(yield func(*Cell) bool) error {
 	}
 	c := &Cell{s: s, vals: make([]int, len(s.dims))}
 	c.Call.Service, c.Call.Port = s.Service, s.Port
-	count := 0
-	live := newSet(len(s.conds))
+	live, changed, mask := newSet(len(s.conds)), newSet(len(s.conds)), newSet(len(s.dims))
+	for i := range s.conds {
+		if s.conds[i].changed || !s.partly {
+			changed.add(i)
+		}
+	}
 	visit := func(http bool) bool {
-		mask, changed := newSet(len(s.dims)), !s.partly
-		live.each(func(i int) {
-			mask.addAll(s.conds[i].dims)
-			changed = changed || s.conds[i].changed
-		})
-		if !changed {
+		if !s.spend(1 + len(s.conds)/1024) {
+			return false
+		}
+		if s.partly && !live.meets(changed) {
 			return true
 		}
+		clear(mask)
+		live.each(func(i int) { mask.addAll(s.conds[i].dims) })
 		var order []int
 		total := 1
 		for d := range s.dims {
@@ -554,11 +585,11 @@ func (s *Space) Each(yield func(*Cell) bool) error {
 			if mask.has(d) && (http || s.dims[d].kind.raw()) {
 				order = append(order, d)
 				if total *= len(s.dims[d].vals); total > s.budget {
-					return false
+					return s.spend(total)
 				}
 			}
 		}
-		if count += total; count > s.budget {
+		if !s.spend(total * (parts + len(s.conds)/8)) {
 			return false
 		}
 		c.Call.HTTP = http
