@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"context"
 	"fmt"
 	"reflect"
 	"slices"
@@ -104,15 +105,15 @@ func short(commit string) string { return commit[:min(len(commit), 7)] }
 
 // judgeClaims asks whether what a repository says of itself is so: its expectations and its invariants. The invariants of
 // the applied release hold too, so that a commit which breaks one cannot drop it in the same breath.
-func judgeClaims(doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, applied *release.Guards, now time.Time) diag.List {
+func judgeClaims(ctx context.Context, doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, applied *release.Guards, now time.Time) diag.List {
 	_, findings := expect.Run(doc, m, origins, now)
-	findings = append(findings, reach.Prove(m, origins, m.Invariants, now, 0)...)
+	findings = append(findings, reach.Prove(ctx, m, origins, m.Invariants, now, 0)...)
 	if applied != nil {
 		// One that stands as it stood is proved already.
 		old := slices.DeleteFunc(slices.Clone(applied.Invariants), func(i mesh.Invariant) bool {
 			return slices.ContainsFunc(m.Invariants, func(j mesh.Invariant) bool { return reflect.DeepEqual(i, j) })
 		})
-		for _, f := range reach.Prove(m, origins, old, now, 0) {
+		for _, f := range reach.Prove(ctx, m, origins, old, now, 0) {
 			f.Message += "; it is an invariant of the applied release"
 			if f.Pos.IsZero() && len(f.Related) > 0 { // the invariant is gone; what breaks it is there
 				f.Pos, f.Related = f.Related[0], f.Related[1:]

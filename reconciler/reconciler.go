@@ -500,7 +500,7 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 		if base != nil {
 			applied = &base.Record.Guards
 		}
-		findings = append(findings, judgeClaims(doc, candidate.Mesh, candidate.Origins, applied, time.Now())...)
+		findings = append(findings, judgeClaims(ctx, doc, candidate.Mesh, candidate.Origins, applied, time.Now())...)
 	}
 	switch {
 	case len(findings.Errors()) > 0:

@@ -74,7 +74,7 @@ func BenchmarkProve(b *testing.B) {
 		{Name: "closed", ID: "invariants/closed", Never: &mesh.Flow{From: []mesh.Peer{{Prefix: "spiffe://mesh.example/ns/other/"}}}},
 	}
 	for b.Loop() {
-		if f := reach.Prove(m, nil, invariants, time.Time{}, 0); len(f) != 0 {
+		if f := reach.Prove(b.Context(), m, nil, invariants, time.Time{}, 0); len(f) != 0 {
 			b.Fatal(f)
 		}
 	}

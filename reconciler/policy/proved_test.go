@@ -48,7 +48,7 @@ func TestProved(t *testing.T) {
 				t.Fatal(findings)
 			}
 			_, failed := expect.Run(doc, m, origins, now)
-			findings = append(append(findings, failed...), reach.Prove(m, origins, m.Invariants, now, 0)...).Sorted()
+			findings = append(append(findings, failed...), reach.Prove(t.Context(), m, origins, m.Invariants, now, 0)...).Sorted()
 			got := findings.Error() + "\n"
 			if *update {
 				a.Files = append(slices.DeleteFunc(a.Files, func(f txtar.File) bool { return f.Name == "findings" }),

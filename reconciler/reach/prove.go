@@ -1,6 +1,9 @@
 package reach
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,24 +18,35 @@ import (
 // where a hostile caller can come with any request, and by the routes of the calls to them, which may lead elsewhere. It
 // must hold at a time and whenever a rule ends after it. A finding has one call that shows it; the lines that permit it
 // are related. Where there are more classes than the budget (of one port, 0: [Budget]) or a regular expression decides,
-// the invariant is undecided, which is an error too.
-func Prove(m *mesh.Mesh, at mesh.Origins, invariants []mesh.Invariant, now time.Time, budget int) diag.List {
+// the invariant is undecided, which is an error too; so it is where all invariants together would take too long, which is a
+// count as well. When ctx is done it returns soon, with findings that mean nothing.
+func Prove(ctx context.Context, m *mesh.Mesh, at mesh.Origins, invariants []mesh.Invariant, now time.Time, budget int) diag.List {
 	var out diag.List
 	if len(invariants) == 0 {
 		return nil
 	}
 	callers := NewCallers(m)
+	left := provable
 	for i := range invariants {
 		inv := &invariants[i]
-		p := &prover{m: m, at: at, inv: inv, now: now, budget: budget, callers: callers}
+		p := &prover{ctx: ctx, m: m, at: at, inv: inv, now: now, budget: budget, callers: callers, left: left}
 		if f, bad := p.prove(); bad {
 			out.Add(f)
 		}
+		left = p.left
 	}
 	return out.Sorted()
 }
 
+// provable is how many steps all invariants together may take: some twenty seconds. Most ports of a large mesh take none, and
+// others a thousand for each invariant.
+const provable = 2 * Total
+
+var errTogether = errors.New("all invariants together ask of too many combinations of conditions to try them all")
+
 type prover struct {
+	ctx     context.Context // of the one Prove that the prover is for
+	left    int             // steps that may still be taken, for this invariant and those behind it
 	m       *mesh.Mesh
 	at      mesh.Origins
 	inv     *mesh.Invariant
@@ -87,7 +101,7 @@ func (p *prover) targets(t *mesh.Target) (out []mesh.ServiceName) {
 // Counterexample is a call that breaks an invariant, with the ids of what permits it; nil: there is none, and the
 // invariant holds. The error says in words why that could not be decided.
 func Counterexample(m *mesh.Mesh, inv *mesh.Invariant, now time.Time, budget int) (*Witness, []string, error) {
-	p := &prover{m: m, inv: inv, now: now, budget: budget, callers: NewCallers(m)}
+	p := &prover{ctx: context.Background(), m: m, inv: inv, now: now, budget: budget, callers: NewCallers(m), left: provable}
 	return p.find()
 }
 
@@ -104,9 +118,15 @@ func (p *prover) find() (*Witness, []string, error) {
 			if !p.mayConcern(in, port, &flow, inverted) {
 				continue
 			}
+			if err := p.ctx.Err(); err != nil {
+				return nil, nil, err
+			}
 			w, related, err := p.port(p.m, n, port.Name, &flow, inverted)
 			if w != nil {
 				return w, related, nil
+			}
+			if p.left <= 0 {
+				return nil, nil, fmt.Errorf("%w; %s:%s was the last of them", errTogether, n, port.Name)
 			}
 			if err == nil {
 				// Samples found nothing; is there nothing whatever the expressions say?
@@ -227,11 +247,29 @@ func (p *prover) port(m *mesh.Mesh, n mesh.ServiceName, name string, f *mesh.Flo
 		return nil, nil, nil
 	}
 	routed := p.inv.AlwaysMTLS == nil // a caller without identity has no sidecar that routes
-	space, err := New(&Question{Service: n, Port: name, Meshes: []*mesh.Mesh{m}, Callers: p.callers, Routed: routed, Now: p.now, Budget: p.budget, Flow: f})
+	space, err := New(&Question{Service: n, Port: name, Meshes: []*mesh.Mesh{m}, Callers: p.callers, Routed: routed, Now: p.now,
+		Budget: min(cmp.Or(p.budget, Budget), max(p.left, 1)), Flow: f})
+	defer func() { p.left -= space.Spent() }()
 	if err != nil {
 		return nil, nil, err
 	}
+	var odd *oddPaths
+	if space.http && !port.CanonicalPaths && len(f.To.Paths) > 0 {
+		odd = newOddPaths(f)
+	}
 	err = space.Each(func(c *Cell) bool {
+		if odd != nil && w == nil && c.Call.HTTP && concerns(&odd.flow, inverted, &c.Call) {
+			path := c.Call.Path
+			for c.Call.Path = range odd.of(path) {
+				seen := decide.Seen(port.Protocol, c.Call.Request)
+				if v, _ := decide.Admit(in, port, &seen); v.Allowed {
+					w, related = c.Witness(), []string{v.Rule}
+					w.Direct = c.Call.Peer != ""
+					break
+				}
+			}
+			c.Call.Path = path
+		}
 		if !concerns(f, inverted, &c.Call) {
 			return true
 		}
@@ -263,6 +301,46 @@ func (p *prover) port(m *mesh.Mesh, n mesh.ServiceName, name string, f *mesh.Flo
 		err = nil
 	}
 	return w, related, err
+}
+
+// oddPaths are spellings of the paths of a flow that are not canonical. A port that takes them as they are lets its rules
+// judge what is written, and the application may resolve it to what is meant: "/public/../admin" is below /public.
+type oddPaths struct {
+	flow    mesh.Flow // without its paths
+	targets []string
+}
+
+func newOddPaths(f *mesh.Flow) *oddPaths {
+	odd := &oddPaths{flow: *f}
+	odd.flow.To.Paths = nil
+	for _, p := range f.To.Paths {
+		elements := strings.Split(p.Exact+p.Prefix+p.Template, "/") // one of them is set
+		for i, e := range elements {
+			if p.Template != "" && strings.HasPrefix(e, "{") {
+				elements[i] = "x"
+			}
+		}
+		odd.targets = append(odd.targets, strings.Join(elements, "/"))
+	}
+	return odd
+}
+
+// of yields spellings that begin as a canonical path does, so that what is said of paths which begin so is said of them.
+func (o *oddPaths) of(path string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		if path == "*" {
+			return
+		}
+		path = strings.TrimSuffix(path, "/")
+		up := strings.Count(path, "/")
+		for _, t := range o.targets {
+			// Up by elements of their own, and within the last one, where a template has a variable.
+			last := path[:strings.LastIndexByte(path, '/')+1] + "x" + strings.Repeat("%2F..", up) + strings.ReplaceAll(t, "/", "%2F")
+			if !yield("/"+t) || !yield(path+strings.Repeat("/..", up)+t) || up > 0 && !yield(last) {
+				return
+			}
+		}
+	}
 }
 
 func (p *prover) violated(w *Witness, related []string) diag.Finding {

@@ -42,7 +42,7 @@ func TestEveryPathHasAClass(t *testing.T) {
 				patterns = append(patterns, mesh.PathMatch{Template: path("a", "b", "{v}", "{w}")})
 			}
 		}
-		s := &Space{}
+		s := &Space{budget: parts * Budget}
 		s.conds = []cond{{paths: [][]mesh.PathMatch{patterns}}}
 		s.cutPaths(&gatherer{s: s})
 		for range 200 {
@@ -91,18 +91,18 @@ func TestProve(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 	// It holds now, and no longer once the rule ends.
-	got := Prove(m, at, []mesh.Invariant{never}, now, 0)
+	got := Prove(t.Context(), m, at, []mesh.Invariant{never}, now, 0)
 	const want = `mesh.cue:4: invariants.apart: "apart" does not hold: GET /health from dev/tool to pci/vault:http is allowed from 2026-05-01T00:00:00Z on by pci/vault/allow/health [HDL0602]`
 	if len(got) != 1 || got[0].String() != want || !slices.Equal(got[0].Related, []diag.Pos{{File: "services/pci/vault.cue", Line: 9}}) ||
 		!strings.Contains(got[0].Hint, "heddle explain dev/tool pci/vault:http GET /health --at 2026-05-01T00:00:00Z") {
 		t.Errorf("got %+v", got)
 	}
 	m.Inbound[1].Rules[1].Until = time.Time{}
-	if got := Prove(m, at, []mesh.Invariant{never, {Name: "mtls", ID: "invariants/mtls", AlwaysMTLS: &mesh.Target{}}}, now, 0); len(got) != 0 {
+	if got := Prove(t.Context(), m, at, []mesh.Invariant{never, {Name: "mtls", ID: "invariants/mtls", AlwaysMTLS: &mesh.Target{}}}, now, 0); len(got) != 0 {
 		t.Errorf("it holds: %v", got)
 	}
 	// A budget that is too small proves nothing.
-	if got := Prove(m, at, []mesh.Invariant{never}, now, 2); len(got) != 1 || got[0].ID != diag.InvariantUndecided {
+	if got := Prove(t.Context(), m, at, []mesh.Invariant{never}, now, 2); len(got) != 1 || got[0].ID != diag.InvariantUndecided {
 		t.Errorf("got %v", got)
 	}
 	// A caller that comes by somebody else's route.
@@ -110,8 +110,40 @@ func TestProve(t *testing.T) {
 	m.Outbound = []mesh.Outbound{{Service: "shop/web", Ports: []mesh.OutboundPort{{Name: "http", Protocol: mesh.HTTP1, Matches: []mesh.Match{{Route: "shop/web/httpRoutes/h", Path: mesh.PathMatch{Prefix: "/h"}}}}},
 		Routes: []mesh.Route{{ID: "shop/web/httpRoutes/h", Port: "http", Filters: []mesh.Filter{{Rewrite: &mesh.Rewrite{Path: mesh.PathEdit{Prefix: "/health"}}}}, Backends: []mesh.Backend{{Service: "pci/vault", Port: "http", Weight: 1}}}}}}
 	closed := mesh.Invariant{Name: "closed", ID: "invariants/closed", Never: &mesh.Flow{Anyone: true, To: mesh.Target{Services: []mesh.ServiceName{"shop/web"}}}}
-	got = Prove(m, at, []mesh.Invariant{closed}, now, 0)
+	got = Prove(t.Context(), m, at, []mesh.Invariant{closed}, now, 0)
 	if len(got) != 1 || !strings.Contains(got[0].Message, "by shop/web/httpRoutes/h and pci/vault/allow/health") {
 		t.Errorf("got %v", got)
+	}
+}
+
+// TestProveOddPaths: a port that takes paths as they are written lets in what only looks like another path.
+func TestProveOddPaths(t *testing.T) {
+	everyone := []mesh.Peer{{Authenticated: true}}
+	allow := func(p ...mesh.PathMatch) mesh.Rule {
+		return mesh.Rule{ID: "pci/vault/allow/some", Action: mesh.Allow, From: everyone, Paths: p}
+	}
+	deny := mesh.Rule{ID: "pci/vault/deny/admin", Action: mesh.DenyRule, From: everyone, Paths: []mesh.PathMatch{{Prefix: "/admin"}}}
+	never := []mesh.Invariant{{Name: "admin", ID: "invariants/admin", Never: &mesh.Flow{Anyone: true, To: mesh.Target{Namespace: "pci", Paths: []mesh.PathMatch{{Template: "/admin/{id}"}}}}}}
+	for _, c := range []struct {
+		rules []mesh.Rule
+		odd   string // "": it holds whatever is written
+	}{
+		{[]mesh.Rule{allow(), deny}, "//admin/x"},
+		{[]mesh.Rule{allow(mesh.PathMatch{Prefix: "/public"})}, "/public/../admin/x"},
+		{[]mesh.Rule{allow(mesh.PathMatch{Template: "/users/{id}"})}, "/users/x%2F..%2F..%2Fadmin%2Fx"},
+		{[]mesh.Rule{allow(mesh.PathMatch{Exact: "/health"})}, ""},
+		{[]mesh.Rule{allow(mesh.PathMatch{Prefix: "/public"}), {ID: "pci/vault/deny/all", Action: mesh.DenyRule, From: everyone}}, ""},
+	} {
+		port := mesh.InboundPort{Name: "http", Port: 80, Protocol: mesh.HTTP1, MTLS: mesh.Strict, Default: mesh.Deny, DefaultID: "pci/vault/default/http"}
+		m := &mesh.Mesh{Settings: mesh.Settings{TrustDomain: "mesh.example"}, Inbound: []mesh.Inbound{{Service: "pci/vault", Identities: []string{"spiffe://mesh.example/ns/pci/sa/vault"},
+			Rules: c.rules, Ports: []mesh.InboundPort{port}}}}
+		got := Prove(t.Context(), m, nil, never, time.Time{}, 0)
+		if c.odd == "" && len(got) != 0 || c.odd != "" && (len(got) != 1 || !strings.Contains(got[0].Message, " "+c.odd+" from ")) {
+			t.Errorf("%q: %v", c.odd, got)
+		}
+		m.Inbound[0].Ports[0].CanonicalPaths = true
+		if got := Prove(t.Context(), m, nil, never, time.Time{}, 0); len(got) != 0 {
+			t.Errorf("where others are refused: %v", got)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package candidate
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 
 // prove proves the invariants of a candidate's mesh over all requests.
 func (c *Candidate) prove() diag.List {
-	return reach.Prove(c.Mesh, c.Origins, c.Mesh.Invariants, Moment(c.Files.repo.opts.Now, c.Mesh), 0)
+	return reach.Prove(context.Background(), c.Mesh, c.Origins, c.Mesh.Invariants, Moment(c.Files.repo.opts.Now, c.Mesh), 0)
 }
 
 // Moment is when meshes are judged: now, if a rule of theirs ends. Else the time does not matter, and the zero time, which
