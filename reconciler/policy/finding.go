@@ -233,6 +233,8 @@ func explain(msg string, path []string) (id, message, hint string) {
 	case outOfBound.MatchString(msg):
 		m := outOfBound.FindStringSubmatch(msg)
 		return diag.WrongValue, clip(fmt.Sprintf("%s is %s", m[1], m[2])), ""
+	case conflict.MatchString(msg) && len(path) == 1 && field == "_env":
+		return diag.WrongValue, clip("the repository has no such environment: " + msg), "name it in _env, in mesh.cue, or ask for one that stands there"
 	case conflict.MatchString(msg):
 		return diag.Conflict, clip(msg), "a field has one value: two places that write it, or a place and the schema, disagree"
 	case alleles.MatchString(msg):

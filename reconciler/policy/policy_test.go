@@ -143,7 +143,7 @@ func TestFindings(t *testing.T) {
 		{name: "no tag for an environment", env: "staging", files: map[string]string{"mesh.cue": header + "mesh: trustDomain: \"a.example\"\n"}, want: []string{"HDL0204 mesh.cue _env"}},
 		{name: "no tag, no environment", files: map[string]string{"mesh.cue": header + "mesh: trustDomain: \"a.example\"\n"}},
 		{name: "an environment that is not one of those", env: "prod", files: map[string]string{"mesh.cue": header + "_env: *\"default\" | \"staging\" @tag(env)\nmesh: trustDomain: \"a.example\"\n"},
-			want: []string{"HDL0205 mesh.cue:3 _env"}},
+			want: []string{"HDL0203 mesh.cue:3 _env"}},
 
 		// One file's fault does not hide another's.
 		{name: "broken mesh.cue", files: map[string]string{"mesh.cue": baseMesh + "_std: timeout: \"5s\"\n}\n", "services/shop/web.cue": header + "services: shop: web: {ports: http: port: 0, defaults: _std}\n"},
