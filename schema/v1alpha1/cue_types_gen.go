@@ -380,7 +380,9 @@ type Source struct {
 	// The branch. Default: main.
 	Ref string `json:"ref,omitempty"`
 
-	// A directory at the top of this repository, laid out as the repository itself: <directory>/services/<namespace>/….
+	// A directory of this repository, as in "teams/payments", laid out as the repository itself:
+	// <directory>/services/<namespace>/…. It lies in none of the repository's own directories of policy, nor in another
+	// source's.
 	Directory string `json:"directory,omitempty"`
 
 	// The namespaces that it may write; a name, or the beginning of names followed by "*".
