@@ -48,7 +48,8 @@ cannot decide "may change".
 
 It compares the commit where HEAD left the main branch (upstream's, else origin's, else the local one) with the files as
 they lie there; --from and --to name other revisions. The findings of the new side are printed. The old side may have
-been written for another version of Heddle, and is judged as mildly as can be.
+been written for another version of Heddle, and is judged as mildly as can be. Where it has errors all the same, no
+mesh serves it, and the newest commit before it that has none is compared instead.
 
 Exit code 0: compared. 1: a line has a risk of --fail-on, or the new side has errors. 3: a side could not be read, or the
 old one not compiled. With --detailed-exitcode, 10: compared, and something changes.`,
@@ -229,12 +230,25 @@ func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
 				return nil, noLook(err)
 			}
 			if one.before.Mesh == nil {
-				return nil, c.rejected(fmt.Sprintf("the old side, commit %s,", short(base.Hash)), one.before)
+				good, err := p.lastGood(ctx, repo, base, new.Env)
+				if err != nil {
+					return nil, err
+				}
+				if good == nil {
+					return nil, c.rejected(fmt.Sprintf("the old side, commit %s,", short(base.Hash)), one.before)
+				}
+				fmt.Fprintf(c.stderr, "commit %s has %s, so no mesh serves it; compared with %s, the newest before it without\n", short(base.Hash),
+					count(len(one.before.Findings.Errors()), "error"), short(good.Files.Commit.Hash))
+				one.before = good
 			}
 			side = sideOf(one.before)
-			one.rewritten = rewritten(before, after)
+			one.rewritten = rewritten(one.before.Files, after)
 		}
-		side.Commit, side.Subject = base.Hash, base.Subject
+		from := base
+		if one.before != nil {
+			from = one.before.Files.Commit
+		}
+		side.Commit, side.Subject = from.Hash, from.Subject
 		if new.Mesh != nil {
 			if p.judges {
 				new.Prove()
@@ -248,6 +262,35 @@ func (c *cli) compare(ctx context.Context, p *comparison) ([]pair, error) {
 		pairs = append(pairs, one)
 	}
 	return pairs, nil
+}
+
+// lastGood is what a mesh still serves after a commit with errors: the newest one before it that has none, along first
+// parents. It is nil where there is none, and where a revision was asked for by diff.
+func (p *comparison) lastGood(ctx context.Context, repo *candidate.Repository, bad source.Commit, env string) (*candidate.Candidate, error) {
+	if !p.judges {
+		return nil, nil
+	}
+	for commit, err := range repo.Log(ctx, bad) {
+		if err != nil {
+			return nil, noLook(err)
+		}
+		if commit.Hash == bad.Hash {
+			continue
+		}
+		files, err := repo.At(ctx, commit)
+		if errors.Is(err, source.ErrNoDirectory) {
+			continue
+		}
+		if err != nil {
+			return nil, unread(repo, err)
+		}
+		if one, err := files.Lenient().Evaluate(ctx, env); err != nil {
+			return nil, noLook(err)
+		} else if one.Mesh != nil {
+			return one, nil
+		}
+	}
+	return nil, nil
 }
 
 func (c *cli) plan(ctx context.Context, p *comparison) error {
