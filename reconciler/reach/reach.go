@@ -59,8 +59,8 @@ type Space struct {
 	callers  *Callers
 	sides    int     // of the question's meshes
 	words    []named // of the patterns, once somebody asks
-	budget   int // in parts
-	spent    int // in parts
+	budget   int     // in parts
+	spent    int     // in parts
 	overflow bool
 	partly   bool // only classes that a condition concerns which changed
 }
