@@ -18,6 +18,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/terminal"
 	"github.com/heddle-mesh/heddle/reconciler/expect"
 	"github.com/heddle-mesh/heddle/reconciler/source"
+	"github.com/heddle-mesh/heddle/schema/decide"
 	"github.com/heddle-mesh/heddle/schema/diag"
 	"github.com/heddle-mesh/heddle/schema/mesh"
 )
@@ -448,7 +449,7 @@ func nearestTo(v *view, a *expect.Answer) *nearest {
 		if rule.Action != mesh.Allow || rule.Shadow || len(rule.Ports) > 0 && !slices.Contains(rule.Ports, a.Port.Name) {
 			continue
 		}
-		knows := slices.ContainsFunc(rule.From, func(p mesh.Peer) bool { return covers(p, a.Call.Peer) })
+		knows := slices.ContainsFunc(rule.From, func(p mesh.Peer) bool { return decide.PeerMatches(&p, a.Call.Peer) })
 		if best == nil || knows && !known {
 			best, known = rule, knows
 		}
@@ -480,12 +481,19 @@ func nearestTo(v *view, a *expect.Answer) *nearest {
 	for _, p := range best.Paths {
 		n.Allows = append(n.Allows, "on "+cmp.Or(p.Exact, p.Template, p.Prefix+" and below"))
 	}
+	for _, h := range best.Headers {
+		n.Allows = append(n.Allows, "by header "+h.Name)
+	}
+	for _, r := range best.Networks {
+		n.Allows = append(n.Allows, "from "+r.CIDR.String())
+	}
+	switch {
+	case decide.Ended(best, a.Call.Now):
+		n.Allows = append(n.Allows, "until "+best.Until.Format(time.RFC3339)+", which is over")
+	case !best.Until.IsZero():
+		n.Allows = append(n.Allows, "until "+best.Until.Format(time.RFC3339))
+	}
 	return n
-}
-
-func covers(p mesh.Peer, id string) bool {
-	return p.Unauthenticated || id != "" && (p.Authenticated || p.Identity == id ||
-		p.Prefix != "" && strings.HasPrefix(id, p.Prefix) || p.Suffix != "" && strings.HasSuffix(id, p.Suffix))
 }
 
 // nameOf is the service with an identity, or the identity.
