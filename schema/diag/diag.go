@@ -100,6 +100,7 @@ func (f Finding) String() string {
 
 // printable escapes what would move a terminal's cursor, break a line of a log or turn the direction of the text.
 func printable(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
 		return s
 	}

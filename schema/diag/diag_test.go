@@ -145,7 +145,7 @@ func TestGitHubOneCommandALine(t *testing.T) {
 		if sample[i].Severity == Warning {
 			want = "::warning "
 		}
-		if strings.Count(l, want) != 1+strings.Count(l, "%0A"+want) || !strings.HasPrefix(l, want) {
+		if strings.Count(l, want) != 1+strings.Count(l, `\n`+want) || !strings.HasPrefix(l, want) {
 			t.Errorf("not one command: %s", l)
 		}
 	}

@@ -82,7 +82,7 @@ func GitHub(w io.Writer, l List) error {
 	for _, f := range l {
 		b.WriteString("::" + level(f) + " ")
 		if f.Pos.File != "" {
-			fmt.Fprintf(&b, "file=%s,", property.Replace(f.Pos.File))
+			fmt.Fprintf(&b, "file=%s,", property.Replace(printable(f.Pos.File)))
 			if f.Pos.Line > 0 {
 				fmt.Fprintf(&b, "line=%d,", f.Pos.Line)
 			}
@@ -174,14 +174,14 @@ func title(id string) string {
 	return id
 }
 
-// text is a finding without its position: path, message, hint.
+// text is a finding without its position: path, message, hint, in two lines whatever an author has put into them.
 func text(f Finding) string {
-	s := f.Message
+	s := printable(f.Message)
 	if f.Path != "" {
-		s = f.Path + ": " + s
+		s = printable(f.Path) + ": " + s
 	}
 	if advice := f.Advice(); advice != "" {
-		s += "\nhint: " + advice
+		s += "\nhint: " + printable(advice)
 	}
 	return s
 }
