@@ -39,6 +39,25 @@ func (c *compiler) checkStrangers(r *rule) {
 		`set mtls: "permissive" on the port that takes plaintext, or write authenticated: true`)
 }
 
+// checkOpenDefaults warns of defaults for callers without an identity where none ever gets in. Those of the mesh and of
+// namespaces are about other services too, and are left alone.
+func (c *compiler) checkOpenDefaults(s *service) {
+	instead := map[mesh.InboundMode]mesh.InboundMode{mesh.AllUnauthenticated: mesh.AllAuthenticated, mesh.ClusterUnauthenticated: mesh.ClusterAuthenticated}
+	told := map[path]bool{}
+	for _, p := range s.ports {
+		from := p.policy.from
+		narrow, open := instead[p.policy.v]
+		if !open || p.policy.level.shared() || told[from] ||
+			slices.ContainsFunc(s.ports, func(q *port) bool { return q.policy.from == from && q.mtls.v == mesh.Permissive }) {
+			continue
+		}
+		told[from] = true
+		c.warn(diag.OutsideCaller, from,
+			fmt.Sprintf("inboundPolicy is %q, and callers without an identity never get this far: every port of it is mtls \"strict\"", p.policy.v),
+			fmt.Sprintf(`set mtls: "permissive" on the port that takes plaintext, or write %q`, narrow))
+	}
+}
+
 // checkDisjoint finds what a rule asks for and its routes never take: routes, paths and methods that are in vain.
 func (c *compiler) checkDisjoint(s *service, r *rule) {
 	if len(r.routes) == 0 || slices.ContainsFunc(s.routes, func(rt *route) bool { return rt.broken || len(rt.matches) == 0 }) {

@@ -86,6 +86,7 @@ func (c *compiler) compileRules(s *service) {
 			s.in.ClusterNetworks = c.clusterNetworks()
 		}
 	}
+	c.checkOpenDefaults(s)
 	if c.failures == before {
 		c.checkDeadAllows(s, rules)
 	}
