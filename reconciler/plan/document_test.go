@@ -631,7 +631,7 @@ func rounds(few int) int {
 // in a line about it.
 func TestDocuments(t *testing.T) {
 	var pairs, differing, undecided, witnesses int
-	for seed := range rounds(250) {
+	for seed := range rounds(60) {
 		a := author{rand.New(rand.NewPCG(uint64(seed), 77))}
 		regex := 0
 		if seed%5 == 0 {

@@ -28,6 +28,7 @@ func (c *comparison) serviceValues(p *pair) {
 	in, is := p.inWas, p.inIs
 	c.value(Line{Risk: Reroutes, Kind: KindIdentity, Subject: "identities", To: name}, strings.Join(in.Identities, " "), strings.Join(is.Identities, " "),
 		!slices.Equal(in.Identities, is.Identities), name)
+	c.value(Line{Risk: Reroutes, Kind: KindWorkload, Subject: "selector", To: name}, labels(in.Selector), labels(is.Selector), labels(in.Selector) != labels(is.Selector), name)
 	c.value(Line{Risk: Neutral, Kind: KindLimit, Subject: "connections at once", To: name}, count(in.MaxConnections), count(is.MaxConnections), in.MaxConnections != is.MaxConnections, name)
 	c.value(Line{Risk: Neutral, Kind: KindLimit, Subject: "requests at once", To: name}, count(in.MaxRequests), count(is.MaxRequests), in.MaxRequests != is.MaxRequests, name)
 	for i := range is.Ports {
@@ -65,6 +66,18 @@ func (c *comparison) serviceValues(p *pair) {
 	c.value(Line{Risk: Neutral, Kind: KindBalancer, Subject: "balancer", To: name}, balancerText(&out.Balancer), balancerText(&now.Balancer), !same(&out.Balancer, &now.Balancer), name)
 	c.value(Line{Risk: Neutral, Kind: KindBreaker, Subject: "breaker", To: name}, builtIn(out.Breaker), builtIn(now.Breaker), !same(out.Breaker, now.Breaker), name)
 	c.value(Line{Risk: Neutral, Kind: KindLimit, Subject: "requests that wait", To: name}, count(out.MaxPending), count(now.MaxPending), out.MaxPending != now.MaxPending, name)
+}
+
+// labels are those that workloads must have, in words.
+func labels(m map[string]string) string {
+	if len(m) == 0 {
+		return "none"
+	}
+	var words []string
+	for _, k := range keys(m) {
+		words = append(words, k+"="+m[k])
+	}
+	return strings.Join(words, " ")
 }
 
 // observers compares rules that only record, which no request feels.
