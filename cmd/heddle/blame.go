@@ -244,7 +244,7 @@ Exit code 0 is an allowed call, 1 a denied one.`,
 				n--
 			}
 			if n != 3 && n != 5 {
-				return fmt.Errorf("%d arguments do not fit: %s", len(args), cmd.UseLine())
+				return fmt.Errorf("%s given, which does not fit: %s", count(len(args), "argument"), cmd.UseLine())
 			}
 			return nil
 		},

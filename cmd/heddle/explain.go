@@ -46,6 +46,9 @@ func (a *ask) flags(cmd *cobra.Command) {
 	f.StringVar(&a.at, "at", "", "judge as of this `time`, for rules that end; default: now")
 }
 
+// methods are those of HTTP (RFC 9110, 9.3; RFC 5789).
+var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"}
+
 // question reads the arguments FROM TO [METHOD PATH].
 func (a *ask) question(args []string) (*expect.Question, error) {
 	q := &expect.Question{From: args[0], To: args[1], Address: a.address, SNI: a.sni, At: time.Now()}
@@ -57,6 +60,10 @@ func (a *ask) question(args []string) (*expect.Question, error) {
 	}
 	if len(args) == 4 {
 		q.Method, q.Path = args[2], args[3]
+		// Methods are told apart by case (RFC 9110, 9.1): "get" is another one, which nobody means.
+		if upper := strings.ToUpper(q.Method); upper != q.Method && slices.Contains(methods, upper) {
+			return nil, &usageError{err: &hinted{fmt.Errorf("METHOD %q is not %s: case counts", q.Method, upper), "write " + upper}}
+		}
 		path, query, _ := strings.Cut(q.Path, "?")
 		values, err := url.ParseQuery(query)
 		if err != nil {
@@ -103,7 +110,7 @@ func (a *ask) question(args []string) (*expect.Question, error) {
 // questionArgs takes FROM TO [METHOD PATH].
 func questionArgs(cmd *cobra.Command, args []string) error {
 	if len(args) != 2 && len(args) != 4 {
-		return fmt.Errorf("%d arguments do not fit: %s", len(args), cmd.UseLine())
+		return fmt.Errorf("%s given, which does not fit: %s", count(len(args), "argument"), cmd.UseLine())
 	}
 	return nil
 }

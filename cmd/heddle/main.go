@@ -237,7 +237,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 func argsBetween(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
-			return fmt.Errorf("%d arguments do not fit: %s", len(args), cmd.UseLine())
+			return fmt.Errorf("%s given, which does not fit: %s", count(len(args), "argument"), cmd.UseLine())
 		}
 		return nil
 	}
