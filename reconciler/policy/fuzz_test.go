@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"bytes"
+	"encoding/json"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -84,5 +86,41 @@ func FuzzChecks(f *testing.F) {
 				t.Errorf("empty: %+v", f)
 			}
 		}
+	})
+}
+
+// FuzzAnswer feeds what a child may say, were it taken over, to its parent: a frame that is none is an error, positions
+// and values are read strictly, and nothing makes the parent panic or allocate more than the frame.
+func FuzzAnswer(f *testing.F) {
+	frame := func(r result) []byte {
+		var b bytes.Buffer
+		if err := writeFrame(&b, r); err != nil {
+			f.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	at := map[string]diag.Pos{"services.a.b": {File: "services/a/b.cue", Line: 3, Column: 1}, "services.a.c.ports": {File: "services/a/c.cue", Line: 1, Column: 9}}
+	r := result{Dir: "services/a", Mesh: "00", Values: map[string]json.RawMessage{"services": json.RawMessage(`{"b":{"ports":{"http":{"port":80}}}}`)}}
+	r.setPlaces(at)
+	f.Add(frame(r))
+	f.Add(frame(result{Dir: "services/a", Stopped: "cpu"}))
+	f.Add(frame(result{Findings: diag.List{{ID: diag.Syntax, Message: "x", Pos: diag.Pos{File: "a", Line: -1}}}, Broken: []string{"b"}}))
+	f.Add(frame(result{Places: "0 1 1 services\n9 9 9 x\n-1 0 0 y\n", PlaceFiles: []string{"a"}}))
+	f.Add(frame(result{Values: map[string]json.RawMessage{"mesh": json.RawMessage(`{"trustDomain":1}`), "x": json.RawMessage(`null`)}}))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, '{'})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var r result
+		const limit = 1 << 20
+		n, err := readFrame(bytes.NewReader(data), limit, &r)
+		if err != nil || n > limit {
+			return
+		}
+		p, err := decode(r)
+		if err != nil {
+			return
+		}
+		doc := v1alpha1.Document{Places: map[string][]*v1alpha1.Places{"a": {p.places}, "": {p.places}}}
+		doc.Pos("services", "a", "b", "ports")
+		doc.At("mesh")
 	})
 }
