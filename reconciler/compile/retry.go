@@ -160,8 +160,11 @@ func (c *compiler) checkRetry(r *route) {
 	byResponse := len(out.Statuses)+len(out.GRPC) > 0
 	unsafe := !slices.ContainsFunc(r.matches, func(m mesh.Match) bool { return m.Method == "" || idempotent(m.Method) })
 	if r.retry.asked.level == routeLevel && byResponse && unsafe && !out.Idempotent && !r.broken && len(r.matches) > 0 {
-		c.find(diag.UnsafeRetry, r.retry.asked.from,
-			"the route takes only requests whose method is not idempotent, so none that got an answer is tried again",
+		why := "the route takes only requests whose method is not idempotent"
+		if r.compiled.GRPC {
+			why = "a gRPC call is a POST, which is not idempotent by itself"
+		}
+		c.find(diag.UnsafeRetry, r.retry.asked.from, why+", so none that got an answer is tried again",
 			`write idempotent: true if trying again does no harm, or on: ["connect-failure"]`)
 	}
 }
