@@ -19,8 +19,9 @@ func (c *cli) policyCommand() *cobra.Command {
 	init := &cobra.Command{
 		Use:   "init [DIR]",
 		Short: "Write a small policy repository to start from",
-		Long: `Init writes a complete small policy repository: mesh.cue, one service, the vendored schema, and a
-pull-request workflow that needs only the stock cue CLI. It overwrites nothing.`,
+		Long: `Init writes a complete small policy repository: mesh.cue, five services in two namespaces, expectations,
+the vendored schema, CODEOWNERS, a commit hook and pull-request workflows that need only the stock cue CLI. It overwrites
+nothing. Its README.md goes through the first change.`,
 		Example: `  heddle policy init mesh-policy && cd mesh-policy && git init && heddle check`,
 		Args:    argsBetween(0, 1),
 		RunE: func(_ *cobra.Command, args []string) error {
