@@ -137,20 +137,26 @@ func cell(s string) string {
 	return code(s)
 }
 
-// where names the lines that decide: those of the after side, and of the before side where they are others.
+// where names the lines that decide: those of the after side, and of the before side where they are others. A cell has two
+// of each side at most.
 func (m *markdown) where(l *Line) string {
 	var out []string
 	seen := map[string]bool{}
 	put := func(list []Where, before bool) {
+		shown, more := 0, 0
 		for _, w := range list {
 			name := w.ID
 			if !w.Pos.IsZero() {
 				name = w.Pos.Short()
 			}
-			if seen[name] || len(out) == 6 {
+			if seen[name] {
 				continue
 			}
 			seen[name] = true
+			if shown++; shown > 2 {
+				more++
+				continue
+			}
 			text := code(name)
 			if m.o.Link != nil && !w.Pos.IsZero() {
 				if href := m.href(m.o.Link(w.Pos, before)); href != "" {
@@ -161,6 +167,9 @@ func (m *markdown) where(l *Line) string {
 				text = "was " + text
 			}
 			out = append(out, text)
+		}
+		if more > 0 {
+			out[len(out)-1] += fmt.Sprintf(" and %d more", more)
 		}
 	}
 	put(l.WhereAfter, false)
