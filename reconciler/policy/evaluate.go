@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"cuelang.org/go/cue"
 	"cuelang.org/go/cue/ast"
@@ -429,27 +430,13 @@ var shared = regexp.MustCompile(`^(_#?|#)[A-Za-z0-9_]+$`)
 
 // attempt builds one instance out of files, taking from ready what is parsed already.
 func attempt(req *request, files []file, ready map[string]*ast.File) (cue.Value, []cueerrors.Error) {
-	bc := build.NewContext()
-	var schema func(pos token.Pos, path string) *build.Instance
-	schema = func(_ token.Pos, path string) *build.Instance {
+	schema := func(_ token.Pos, path string) *build.Instance {
 		if bare, _, _ := strings.Cut(path, ":"); bare != v1alpha1.ImportPath {
 			return nil // a standard package, which the runtime knows
 		}
-		inst := bc.NewInstance("", schema)
-		inst.ImportPath = v1alpha1.ImportPath
-		inst.PkgName = schemaName
-		for _, name := range schemaNames {
-			f, err := parser.ParseFile(schemaFile+name, schemaFiles[name], parser.Version(v1alpha1.LowestLanguage))
-			if err != nil {
-				panic(err) // the embedded schema parses: every test says so
-			}
-			if err := inst.AddSyntax(f); err != nil {
-				panic(err)
-			}
-		}
-		inst.Complete()
-		return inst
+		return schemaInstance()
 	}
+	bc := build.NewContext()
 	inst := bc.NewInstance("", schema)
 	inst.PkgName = packageName
 	for _, f := range append(slices.Clone(files), file{frameFile, []byte(frame)}) {
@@ -474,12 +461,30 @@ func attempt(req *request, files []file, ready map[string]*ast.File) (cue.Value,
 	// An unused import is a fault, but none that keeps the rest from being evaluated.
 	unused := cueerrors.Errors(inst.ResolutionErr)
 	inst.ResolutionErr = nil
-	vs, err := cuecontext.New().BuildInstances([]*build.Instance{inst})
+	vs, err := cuecontext.New(cuecontext.CUE_DEBUG("sortfields=1")).BuildInstances([]*build.Instance{inst})
 	if err != nil {
 		return cue.Value{}, append(unused, cueerrors.Errors(err)...)
 	}
 	return vs[0], unused
 }
+
+// schemaInstance is the embedded schema, parsed once: a context compiles it and leaves the syntax as it is.
+var schemaInstance = sync.OnceValue(func() *build.Instance {
+	inst := build.NewContext().NewInstance("", func(token.Pos, string) *build.Instance { return nil }) // it imports standard packages
+	inst.ImportPath = v1alpha1.ImportPath
+	inst.PkgName = schemaName
+	for _, name := range schemaNames {
+		f, err := parser.ParseFile(schemaFile+name, schemaFiles[name], parser.Version(v1alpha1.LowestLanguage))
+		if err != nil {
+			panic(err) // the embedded schema parses: every test says so
+		}
+		if err := inst.AddSyntax(f); err != nil {
+			panic(err)
+		}
+	}
+	inst.Complete()
+	return inst
+})
 
 var (
 	schemaFiles = v1alpha1.Files()
