@@ -428,12 +428,13 @@ func cover(denies []*rule, a *rule, caller *mesh.Peer, t *turn, call *call, p *p
 		denied = append(denied, d.out.Networks...)
 	}
 	return some, len(some) > 0 && len(a.out.Networks) > 0 && !slices.ContainsFunc(a.out.Networks, func(n mesh.Network) bool {
-		return !coveredBy(n.CIDR, n.Except, denied)
+		return !coveredBy(n.CIDR, n.Except, denied, a.spend)
 	})
 }
 
 // coveredBy reports whether every address of a range, but for some that are left out, is one of the networks.
-func coveredBy(p netip.Prefix, left []netip.Prefix, by []mesh.Network) bool {
+func coveredBy(p netip.Prefix, left []netip.Prefix, by []mesh.Network, spend func(steps int)) bool {
+	spend(len(left) + len(by))
 	if slices.ContainsFunc(left, func(e netip.Prefix) bool { return contains(e, p) }) ||
 		slices.ContainsFunc(by, func(n mesh.Network) bool { return networkInside(n, mesh.Network{CIDR: p}) }) {
 		return true
@@ -446,7 +447,7 @@ func coveredBy(p netip.Prefix, left []netip.Prefix, by []mesh.Network) bool {
 		return false // nothing below it differs from it
 	}
 	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
-	return coveredBy(low, left, by) && coveredBy(netip.PrefixFrom(sibling(low), low.Bits()), left, by)
+	return coveredBy(low, left, by, spend) && coveredBy(netip.PrefixFrom(sibling(low), low.Bits()), left, by, spend)
 }
 
 // within reports whether each of b is inside one of a; a list that is not set is everything.
