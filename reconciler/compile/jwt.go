@@ -98,7 +98,11 @@ func (c *compiler) keys(is *issuer, src *v1alpha1.JWTIssuer) {
 		c.find(diag.WrongValue, is.at, "an issuer's keys are exactly one of jwks, jwksURL", `write jwksURL: "https://…", or the key set itself into jwks`)
 	case src.JwksURL != "":
 		if u, err := url.Parse(src.JwksURL); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
-			c.find(diag.WrongValue, is.at.at("jwksURL"), fmt.Sprintf("%q is no https URL", src.JwksURL),
+			shown := src.JwksURL
+			if i := strings.LastIndexByte(shown, '@'); i >= 0 { // a finding stands in comments and logs, and that may be a password
+				shown = "…" + shown[i:]
+			}
+			c.find(diag.WrongValue, is.at.at("jwksURL"), fmt.Sprintf("%q is no https URL", shown),
 				"whoever can change the answer can sign tokens: write an https URL, without user and fragment")
 		}
 	default:

@@ -124,6 +124,18 @@ func TestLongPath(t *testing.T) {
 	}
 }
 
+// TestNoEcho: a finding about an address with a password does not say the password.
+func TestNoEcho(t *testing.T) {
+	for _, u := range []string{"https://user:hunter2@idp.example/keys", "http://hunter2@idp.example", "https://user:hunter2%zz@idp.example/"} {
+		doc := one(v1alpha1.Service{})
+		doc.Policy.Mesh.JwtIssuers = map[string]v1alpha1.JWTIssuer{"idp": {Issuer: "https://idp.example", Audiences: []string{"a"}, JwksURL: u}}
+		_, _, findings := Compile(doc, Options{ProxyVersion: "any"})
+		if text := findings.Error(); strings.Contains(text, "hunter2") || !strings.Contains(text, "is no https URL") {
+			t.Errorf("%s: %s", u, text)
+		}
+	}
+}
+
 // TestRegexSize: an expression is measured before anything as large as it says is built.
 func TestRegexSize(t *testing.T) {
 	match := func(expr string) *v1alpha1.Document {
