@@ -104,8 +104,9 @@ func (c *cli) show(ctx context.Context, t *target, name string, effective bool) 
 		names = []string{name}
 	}
 	items := make([]shown, 0, len(names))
+	settingsOf := compile.AllEffective(one.Document)
 	for _, name := range names {
-		settings, ok := compile.Effective(one.Document, mesh.ServiceName(name))
+		settings, ok := settingsOf(mesh.ServiceName(name))
 		if !ok {
 			continue
 		}

@@ -365,7 +365,7 @@ func policy(w io.Writer) error {
 	fmt.Fprintf(w, "the same: peak of all its processes together, PSS\t%d MiB\t< 512 MiB\n", peak>>10)
 
 	for _, args := range [][]string{{"init", "-q", "-b", "main"}, {"add", "-A"}, {"commit", "-q", "-m", "Start"}, {"gc", "-q"}} {
-		git := exec.Command("git", append([]string{"-C", dir, "-c", "user.name=bench", "-c", "user.email=bench@example.org"}, args...)...)
+		git := exec.Command("git", append([]string{"-C", dir, "-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "user.name=bench", "-c", "user.email=bench@example.org"}, args...)...)
 		if out, err := git.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(git.Args, " "), err, out)
 		}

@@ -29,16 +29,23 @@ type Setting struct {
 // the service, routes. It reports false where the document declares no such service. What is wrong with the document is
 // left to [Compile]: a value that cannot be read counts as not set.
 func Effective(doc *v1alpha1.Document, name mesh.ServiceName) ([]Setting, bool) {
+	return AllEffective(doc)(name)
+}
+
+// AllEffective reads a document once, for asking [Effective] of many services, each once.
+func AllEffective(doc *v1alpha1.Document) func(name mesh.ServiceName) ([]Setting, bool) {
 	c := newCompiler(doc, Options{}, gateOf("any", mesh.Capabilities))
-	var s *service
-	if !bounded(func() {
-		c.declareAll(&mesh.Mesh{})
-		if s = c.services[name]; s != nil {
-			c.compileRoutes(s)
+	declared := bounded(func() { c.declareAll(&mesh.Mesh{}) })
+	return func(name mesh.ServiceName) ([]Setting, bool) {
+		s := c.services[name]
+		if !declared || s == nil || !bounded(func() { c.compileRoutes(s) }) {
+			return nil, false
 		}
-	}) || s == nil {
-		return nil, false
+		return c.effective(s), true
 	}
+}
+
+func (c *compiler) effective(s *service) []Setting {
 	e := &effective{c: c}
 	for _, p := range s.ports {
 		at := "ports." + p.name + "."
@@ -76,7 +83,7 @@ func Effective(doc *v1alpha1.Document, name mesh.ServiceName) ([]Setting, bool) 
 			say(e, "tcpRoutes."+r.name+".idleTimeout", r.timeouts.idle, duration)
 		}
 	}
-	return e.out, true
+	return e.out
 }
 
 // effective collects settings.
