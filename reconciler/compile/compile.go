@@ -409,6 +409,7 @@ func (c *compiler) empty(p path, n int, isNil bool) bool {
 // find adds a finding at a path.
 func (c *compiler) find(id string, at path, message, hint string, related ...diag.Pos) {
 	related = slices.DeleteFunc(related, diag.Pos.IsZero)
+	related = related[:min(len(related), maxRelated)]
 	c.full(at)
 	c.failures++
 	c.findings.Add(diag.Finding{ID: id, Path: clip(string(at)), Message: clip(message), Hint: clip(hint), Pos: c.pos(at), Related: related})

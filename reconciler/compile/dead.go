@@ -102,6 +102,7 @@ type turn struct {
 func (s *service) turns(r *rule) (out []turn) {
 	for _, p := range s.ports {
 		port, _ := s.out.Port(p.name)
+		r.spend(len(s.ports) + len(port.Matches)*(1+len(r.routes))/4)
 		var before []*mesh.Match
 		for i := range port.Matches {
 			m := &port.Matches[i]
@@ -366,6 +367,7 @@ func (c *compiler) checkDeadAllows(s *service, rules []*rule) {
 func (s *service) deniedBy(a *rule, rules []*rule) (by []*rule) {
 	left := mostCalls
 	for _, p := range a.ports {
+		a.spend(len(rules))
 		var denies []*rule
 		for _, d := range rules {
 			if d.action == mesh.DenyRule && !d.out.Shadow && slices.Contains(d.ports, p) && tokenInside(d.out.JWT, a.out.JWT) &&
@@ -378,6 +380,8 @@ func (s *service) deniedBy(a *rule, rules []*rule) (by []*rule) {
 		}
 		turns := slices.DeleteFunc(s.turns(a), func(t turn) bool { return t.route.port != p })
 		if len(a.routes) == 0 {
+			port, _ := s.out.Port(p.name)
+			a.spend(len(port.Matches) * (1 + len(s.routes)) / 4)
 			turns = s.turnsOn(p, slices.ContainsFunc(denies, func(d *rule) bool { return len(d.out.Routes) > 0 }))
 		}
 		for i := range a.out.From {

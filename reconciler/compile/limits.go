@@ -16,6 +16,8 @@ import (
 const (
 	// maxFindings is how many rejecting findings are told of one document.
 	maxFindings = 1000
+	// maxRelated is how many further places one of them names.
+	maxRelated = 50
 	// maxHints is how many of them look for the name that was meant, which costs a look at all names.
 	maxHints = 100
 	// maxPorts, maxRules and maxRoutes are those of one service, rules and routes of all kinds together.
