@@ -26,6 +26,7 @@ func TestSeparate(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "separate"),
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("HEDDLE_CACHE", "off") // there is no home to keep anything in
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 			e.Setenv("GIT_CONFIG_GLOBAL", "/dev/null")
 			e.Setenv("GIT_CONFIG_SYSTEM", "/dev/null")

@@ -65,6 +65,7 @@ func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("HEDDLE_CACHE", "off") // there is no home to keep anything in
 			e.Setenv("PATH", strings.Join([]string{bin, cue, os.Getenv("PATH")}, string(os.PathListSeparator)))
 			e.Setenv("HEDDLE_STATE", filepath.Join(e.WorkDir, "state"))
 			e.Setenv("GIT_CONFIG_GLOBAL", "/dev/null")
