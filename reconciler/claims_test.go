@@ -49,8 +49,11 @@ func TestClaims(t *testing.T) {
 	}
 	rejected("Forget the shop", files{pci: pciFile(`{service: "pci/card"}`)}, diag.TestFailed, tests, "")
 	rejected("Let a developer in", files{pci: pciFile(shopCalls + `, {service: "dev/tool"}`)}, diag.InvariantViolated, "mesh.cue", "dev")
-	rejected("The same, and drop the invariant", files{"mesh.cue": meshFile("example.org")},
-		diag.InvariantViolated, pci, "it is an invariant of the applied release")
+	both := r.commit("The same, and drop the invariant", files{"mesh.cue": meshFile("example.org")})
+	if s := r.await(both, Held); s.Observed.Accept != AcceptInvariants || !strings.Contains(s.Observed.Reason, pci+":5") ||
+		!strings.Contains(s.Observed.Reason, "dev never reaches pci") || s.Applied.Commit != first {
+		t.Errorf("held for %q: %s", s.Observed.Accept, s.Observed.Reason)
+	}
 
 	// In commits of their own both pass, one after the other.
 	r.await(r.commit("Drop the invariant", files{pci: pciFile(shopCalls)}), Pushing)
@@ -62,6 +65,17 @@ func TestClaims(t *testing.T) {
 		t.Errorf("warnings: %v", s.Observed.Warnings)
 	}
 	r.await(r.commit("Now let a developer in", files{pci: pciFile(shopCalls + `, {service: "dev/tool"}`)}), Pushing)
+
+	// A revert of what brought an invariant breaks and drops it; an operator may say so.
+	closed := r.commit("Close it again, for good", files{"mesh.cue": meshFile("example.org") + invariant, pci: pciFile(shopCalls)})
+	r.await(closed, Pushing)
+	r.git("revert", "--no-edit", "HEAD")
+	revert := r.git("rev-parse", "HEAD")
+	r.await(revert, Held)
+	if err := r.resume(ResumeRequest{Accept: AcceptInvariants, Commit: revert}); err != nil {
+		t.Fatal(err)
+	}
+	r.await(revert, Pushing)
 }
 
 // Delegating and using it at once is held; in two commits it passes.

@@ -103,24 +103,31 @@ func (p permit) first(commit string, holds ...hold) *hold {
 // short is a commit as people read it.
 func short(commit string) string { return commit[:min(len(commit), 7)] }
 
-// judgeClaims asks whether what a repository says of itself is so: its expectations and its invariants. The invariants of
-// the applied release hold too, so that a commit which breaks one cannot drop it in the same breath.
-func judgeClaims(ctx context.Context, doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, applied *release.Guards, now time.Time) diag.List {
+// judgeClaims asks whether what a repository says of itself is so: its expectations and its invariants.
+func judgeClaims(ctx context.Context, doc *v1alpha1.Document, m *mesh.Mesh, origins mesh.Origins, now time.Time) diag.List {
 	_, findings := expect.Run(doc, m, origins, now)
-	findings = append(findings, reach.Prove(ctx, m, origins, m.Invariants, now, 0)...)
-	if applied != nil {
-		// One that stands as it stood is proved already.
-		old := slices.DeleteFunc(slices.Clone(applied.Invariants), func(i mesh.Invariant) bool {
-			return slices.ContainsFunc(m.Invariants, func(j mesh.Invariant) bool { return reflect.DeepEqual(i, j) })
-		})
-		for _, f := range reach.Prove(ctx, m, origins, old, now, 0) {
-			f.Message += "; it is an invariant of the applied release"
-			if f.Pos.IsZero() && len(f.Related) > 0 { // the invariant is gone; what breaks it is there
-				f.Pos, f.Related = f.Related[0], f.Related[1:]
-			}
-			f.Hint = "a commit that changes an invariant is still judged by the old one: change the invariant in a commit of its own first"
-			findings.Add(f)
-		}
+	return append(findings, reach.Prove(ctx, m, origins, m.Invariants, now, 0)...)
+}
+
+// judgeInvariants holds a candidate to the invariants of the applied release that it drops or changes, so that no commit
+// breaks one and drops it in the same breath. A revert of the commit that brought an invariant may be such a one, so an
+// operator can let it pass.
+func judgeInvariants(ctx context.Context, applied *release.Guards, m *mesh.Mesh, origins mesh.Origins, now time.Time) []hold {
+	dropped := slices.DeleteFunc(slices.Clone(applied.Invariants), func(i mesh.Invariant) bool {
+		return slices.ContainsFunc(m.Invariants, func(j mesh.Invariant) bool { return reflect.DeepEqual(i, j) }) // proved already
+	})
+	broken := reach.Prove(ctx, m, origins, dropped, now, 0)
+	if len(broken) == 0 {
+		return nil
 	}
-	return findings
+	f := broken[0]
+	if f.Pos.IsZero() && len(f.Related) > 0 { // the invariant is gone; what breaks it is there
+		f.Pos = f.Related[0]
+	}
+	more := ""
+	if len(broken) > 1 {
+		more = fmt.Sprintf(" (and %d more)", len(broken)-1)
+	}
+	return []hold{{AcceptInvariants, fmt.Sprintf("the commit drops or changes an invariant of the applied release, and breaks it: %s: %s%s; "+
+		"change the invariant in a commit of its own first, or accept both at once", f.Pos.Short(), f.Message, more)}}
 }

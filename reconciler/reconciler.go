@@ -496,11 +496,7 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 		return err
 	}
 	if doc != nil && candidate.Mesh != nil {
-		var applied *record.Guards
-		if base != nil {
-			applied = &base.Record.Guards
-		}
-		findings = append(findings, judgeClaims(ctx, doc, candidate.Mesh, candidate.Origins, applied, time.Now())...)
+		findings = append(findings, judgeClaims(ctx, doc, candidate.Mesh, candidate.Origins, time.Now())...)
 	}
 	switch {
 	case len(findings.Errors()) > 0:
@@ -513,7 +509,9 @@ func (r *reconciler) take(ctx context.Context, tip source.Commit) error {
 	r.set(tip, Observed{State: Compiled, Warnings: findings.Sorted()})
 	r.mu.Unlock()
 	if base != nil {
-		stops := append(judgeMesh(base.Record.Guards, rec.Guards), judgeFences(&base.Record.Guards, candidate.Fences, doc.Uses)...)
+		guards := &base.Record.Guards
+		stops := slices.Concat(judgeMesh(*guards, rec.Guards), judgeFences(guards, candidate.Fences, doc.Uses),
+			judgeInvariants(ctx, guards, candidate.Mesh, candidate.Origins, time.Now()))
 		if stop := permit.first(tip.Hash, stops...); stop != nil {
 			return r.hold(ctx, tip, stop)
 		}

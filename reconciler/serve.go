@@ -81,7 +81,7 @@ func (r *reconciler) resume(ctx context.Context, in ResumeRequest) (ResumeReply,
 	refuse := func(hint, format string, args ...any) (ResumeReply, error) {
 		return ResumeReply{}, &operator.Error{Status: http.StatusConflict, Message: fmt.Sprintf(format, args...), Hint: hint}
 	}
-	if !slices.Contains([]Accept{AcceptFirst, AcceptRewind, AcceptEmpty, AcceptTrustDomain, AcceptFences}, in.Accept) {
+	if !slices.Contains([]Accept{AcceptFirst, AcceptRewind, AcceptEmpty, AcceptTrustDomain, AcceptFences, AcceptInvariants}, in.Accept) {
 		return ResumeReply{}, &operator.Error{Status: http.StatusBadRequest, Message: fmt.Sprintf("%q cannot be accepted", in.Accept),
 			Hint: "accept first, rewind, empty or trust-domain"}
 	}

@@ -35,6 +35,7 @@ const (
 	AcceptRewind      Accept = "rewind"       // the commit does not descend from the applied one
 	AcceptEmpty       Accept = "empty"        // the commit deletes every service
 	AcceptTrustDomain Accept = "trust-domain" // the commit renames every identity
+	AcceptInvariants  Accept = "invariants"   // the commit breaks an invariant that it drops
 	AcceptFences      Accept = "fences"       // the commit lets a directory write more than it might, and writes by it at once
 )
 

@@ -29,6 +29,7 @@ A commit is held, until an operator says otherwise, if it
   - does not descend from the applied one    heddle resume --accept-rewind
   - leaves no service at all                 heddle resume --accept-empty
   - changes the trust domain                 heddle resume --accept-trust-domain
+  - breaks an invariant and drops it          heddle resume --accept-invariants
   - delegates to a directory and uses it     heddle resume --accept-fences
 
 A local repository is looked at five times a second, a remote one about every 30 s. To be faster, have the

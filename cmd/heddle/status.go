@@ -317,6 +317,7 @@ func (c *cli) resumeCommand() *cobra.Command {
 		{accept: reconciler.AcceptFirst, usage: "there is no applied release to judge by"},
 		{accept: reconciler.AcceptEmpty, usage: "the commit deletes every service"},
 		{accept: reconciler.AcceptTrustDomain, usage: "the commit renames every identity"},
+		{accept: reconciler.AcceptInvariants, usage: "the commit breaks an invariant and drops it at once"},
 		{accept: reconciler.AcceptFences, usage: "the commit delegates to a directory and uses it at once"},
 	}
 	var commit string
