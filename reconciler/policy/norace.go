@@ -3,3 +3,6 @@
 package policy
 
 const raceEnabled = false
+
+// childEnv is empty: a child has no use for an environment.
+var childEnv = []string{}

@@ -102,7 +102,7 @@ func (e *Evaluator) child(ctx context.Context, req request, units []directory, g
 	}
 	cmd := exec.Command(exe)
 	cmd.Args = []string{ChildName}
-	cmd.Env = []string{}
+	cmd.Env = childEnv
 	cmd.Dir = "/"
 	complaint := &tail{}
 	cmd.Stderr = complaint
