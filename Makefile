@@ -20,7 +20,7 @@ demo: build ## a whole mesh on this machine, with an example: bin/heddle up
 
 test: ## every test; ends with Go's summary
 	@$(if $(RACE),,echo "NOTE: no C compiler found: the tests run WITHOUT the race detector (install gcc to have it)")
-	go test $(RACE) ./...
+	GORACE=atexit_sleep_ms=0 go test $(RACE) ./...
 
 check: ## formatting, vet, generated files in step
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi

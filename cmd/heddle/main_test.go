@@ -39,7 +39,8 @@ func TestScripts(t *testing.T) {
 			for _, name := range []string{"HEDDLE_STATE", "NO_COLOR", "CLICOLOR_FORCE", "LANG", "LC_ALL", "LC_CTYPE"} {
 				e.Setenv(name, "")
 			}
-			e.Setenv("HEDDLE_CACHE", "off") // there is no home to keep anything in
+			e.Setenv("HEDDLE_CACHE", "off")         // there is no home to keep anything in
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector sleeps for a second at every exit otherwise
 			e.Vars = append(e.Vars, "PATH="+os.Getenv("PATH"))
 			return nil
 		},
