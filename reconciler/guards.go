@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/heddle-mesh/heddle/reconciler/expect"
@@ -64,7 +63,7 @@ func judgeMesh(applied, candidate release.Guards) []hold {
 func judgeFences(applied *release.Guards, candidate []release.Fence, used func(directory string) bool) []hold {
 	for _, f := range candidate {
 		covered := slices.ContainsFunc(applied.Fences, func(a release.Fence) bool {
-			return a.Directory == f.Directory && covers(a.Kinds, f.Kinds, false) && covers(a.Namespaces, f.Namespaces, true)
+			return a.Directory == f.Directory && v1alpha1.Covers(a.Kinds, f.Kinds) && v1alpha1.Covers(a.Namespaces, f.Namespaces)
 		})
 		if !covered && used(f.Directory) {
 			return []hold{{AcceptFences, fmt.Sprintf("mesh.sources.%s lets %s/ write what the applied release does not, and the commit has "+
@@ -72,16 +71,6 @@ func judgeFences(applied *release.Guards, candidate []release.Fence, used func(d
 		}
 	}
 	return nil
-}
-
-// covers reports whether every one of the names is among the wider ones; with open, "pay-*" covers "pay-eu" and "pay-e*".
-func covers(wider, names []string, open bool) bool {
-	return !slices.ContainsFunc(names, func(n string) bool {
-		return !slices.ContainsFunc(wider, func(w string) bool {
-			begin, more := strings.CutSuffix(w, "*")
-			return w == n || open && more && strings.HasPrefix(n, begin)
-		})
-	})
 }
 
 // permit is what an operator let pass: some holds of one commit.

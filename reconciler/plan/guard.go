@@ -97,17 +97,7 @@ func (g *guards) mandates(b, a *v1alpha1.Mandates) {
 		return out
 	}
 	before, after := names(b.Exempt), names(a.Exempt)
-	g.line(!holds(before, after), "exempt from mandates", at+"exempt", orNone(strings.Join(before, " ")), orNone(strings.Join(after, " ")))
-}
-
-// holds reports whether each of the names is among the wider ones, in which "pay-*" stands for all that begin so.
-func holds(wider, names []string) bool {
-	return !slices.ContainsFunc(names, func(n string) bool {
-		return !slices.ContainsFunc(wider, func(w string) bool {
-			begin, open := strings.CutSuffix(w, "*")
-			return w == n || open && strings.HasPrefix(n, begin)
-		})
-	})
+	g.line(!v1alpha1.Covers(before, after), "exempt from mandates", at+"exempt", orNone(strings.Join(before, " ")), orNone(strings.Join(after, " ")))
 }
 
 func (g *guards) sources(b, a map[string]v1alpha1.Source) {
@@ -138,7 +128,7 @@ func (g *guards) sources(b, a map[string]v1alpha1.Source) {
 		was, had := b[n]
 		is, has := a[n]
 		same := was.Repository == is.Repository && was.Ref == is.Ref && was.Directory == is.Directory
-		tightened := !has || had && same && holds(was.Namespaces, is.Namespaces) && holds(kinds(&was), kinds(&is))
+		tightened := !has || had && same && v1alpha1.Covers(was.Namespaces, is.Namespaces) && v1alpha1.Covers(kinds(&was), kinds(&is))
 		g.line(!tightened, "delegation", "mesh.sources."+n, text(&was, had), text(&is, has))
 	}
 }

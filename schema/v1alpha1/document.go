@@ -62,10 +62,16 @@ func (d *Document) Uses(directory string) bool {
 }
 
 // Writes reports whether a namespace is among those of a delegation.
-func (d Delegation) Writes(namespace string) bool {
-	return slices.ContainsFunc(d.Namespaces, func(n string) bool {
-		begin, open := strings.CutSuffix(n, "*")
-		return n == namespace || open && strings.HasPrefix(namespace, begin)
+func (d Delegation) Writes(namespace string) bool { return Covers(d.Namespaces, []string{namespace}) }
+
+// Covers reports whether each of the names is among the wider ones. A name that ends in "*" stands for all that begin so:
+// "pay-*" covers "pay-eu" and "pay-e*".
+func Covers(wider, names []string) bool {
+	return !slices.ContainsFunc(names, func(n string) bool {
+		return !slices.ContainsFunc(wider, func(w string) bool {
+			begin, open := strings.CutSuffix(w, "*")
+			return w == n || open && strings.HasPrefix(n, begin)
+		})
 	})
 }
 
