@@ -265,8 +265,8 @@ func (c *compiler) sources(at path, src map[string]v1alpha1.Source) {
 		seen := map[string]path{}
 		for i, k := range s.Kinds {
 			c.once(seen, k, at.at("kinds").index(i), "kind")
-			if !slices.Contains(sourceKinds, k) {
-				c.find(diag.WrongValue, at.at("kinds").index(i), fmt.Sprintf("%q is no kind of policy", k), nameHint(k, sourceKinds, ""))
+			if !slices.Contains(v1alpha1.SourceKinds, k) {
+				c.find(diag.WrongValue, at.at("kinds").index(i), fmt.Sprintf("%q is no kind of policy", k), nameHint(k, v1alpha1.SourceKinds, ""))
 			}
 		}
 		if c.empty(at.at("kinds"), len(s.Kinds), s.Kinds == nil) {
@@ -296,8 +296,6 @@ func (c *compiler) sources(at path, src map[string]v1alpha1.Source) {
 		}
 	}
 }
-
-var sourceKinds = []string{"services", "workloads", "groups", "egress", "defaults"}
 
 // patternsMeet reports whether a namespace can be meant by both patterns.
 func patternsMeet(a, b string) bool {
