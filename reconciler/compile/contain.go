@@ -153,7 +153,10 @@ func matchPathInside(a, b *mesh.Match) bool {
 	}
 	if literal, whole := literalPrefix(q.Regex); whole {
 		literal = decide.SpellPath(literal)
-		return literal == p.Exact || p.Exact == "" && decide.HasPathPrefix(literal, p.Prefix)
+		if p.Exact != "" {
+			return literal == p.Exact
+		}
+		return decide.HasPathPrefix(literal, p.Prefix)
 	}
 	if !meets(p.Exact+p.Prefix, expressionOf(q.Regex)) {
 		return false
