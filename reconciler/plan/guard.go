@@ -172,16 +172,7 @@ func (g *guards) tests(b, a map[string]v1alpha1.Test) {
 
 // invariants compares what must hold of the mesh.
 func (c *comparison) invariants() {
-	type two struct{ was, is *mesh.Invariant }
-	all := map[string]two{}
-	for i := range c.before.Invariants {
-		all[c.before.Invariants[i].ID] = two{was: &c.before.Invariants[i]}
-	}
-	for i := range c.after.Invariants {
-		t := all[c.after.Invariants[i].ID]
-		t.is = &c.after.Invariants[i]
-		all[c.after.Invariants[i].ID] = t
-	}
+	all := paired(c.before.Invariants, c.after.Invariants, func(v *mesh.Invariant) string { return v.ID })
 	for _, id := range keys(all) {
 		t := all[id]
 		l := Line{Risk: Neutral, Kind: KindGuard, Subject: "invariant", To: strings.TrimPrefix(id, "invariants/")}

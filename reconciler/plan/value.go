@@ -112,6 +112,22 @@ func (c *comparison) observers(in, is *mesh.Inbound) {
 	}
 }
 
+// sides are what the two meshes say of one thing; nil: one of them says nothing of it.
+type sides[T any] struct{ was, is *T }
+
+// paired puts together what two lists say of the same things, by name.
+func paired[T any](before, after []T, name func(*T) string) map[string]sides[T] {
+	all := make(map[string]sides[T], len(after))
+	for i := range before {
+		all[name(&before[i])] = sides[T]{was: &before[i]}
+	}
+	for i := range after {
+		n := name(&after[i])
+		all[n] = sides[T]{all[n].was, &after[i]}
+	}
+	return all
+}
+
 func keys[V any](m map[string]V) []string {
 	out := make([]string, 0, len(m))
 	for k := range m {
@@ -233,16 +249,7 @@ func rolloutText(r *mesh.Rollout) string {
 
 // issuers compares who may sign tokens. What that changes for requests cannot be said: it depends on tokens.
 func (c *comparison) issuers(b, a *mesh.Settings) {
-	type two struct{ was, is *mesh.JWTIssuer }
-	all := map[string]two{}
-	for i := range b.JWTIssuers {
-		all[b.JWTIssuers[i].Name] = two{was: &b.JWTIssuers[i]}
-	}
-	for i := range a.JWTIssuers {
-		t := all[a.JWTIssuers[i].Name]
-		t.is = &a.JWTIssuers[i]
-		all[a.JWTIssuers[i].Name] = t
-	}
+	all := paired(b.JWTIssuers, a.JWTIssuers, func(v *mesh.JWTIssuer) string { return v.Name })
 	for _, name := range keys(all) {
 		t := all[name]
 		if t.was == nil || t.is == nil {
@@ -261,16 +268,7 @@ func (c *comparison) issuers(b, a *mesh.Settings) {
 
 // workloads compares the places where services run.
 func (c *comparison) workloads() {
-	type two struct{ was, is *mesh.Workload }
-	all := map[string]two{}
-	for i := range c.before.Workloads {
-		all[c.before.Workloads[i].Name] = two{was: &c.before.Workloads[i]}
-	}
-	for i := range c.after.Workloads {
-		t := all[c.after.Workloads[i].Name]
-		t.is = &c.after.Workloads[i]
-		all[c.after.Workloads[i].Name] = t
-	}
+	all := paired(c.before.Workloads, c.after.Workloads, func(v *mesh.Workload) string { return v.Name })
 	text := func(w *mesh.Workload) string {
 		if w == nil {
 			return "none"
@@ -307,16 +305,7 @@ func (c *comparison) workloads() {
 		}
 		c.value(Line{Risk: risk, Kind: KindWorkload, Subject: "workload", To: name}, text(t.was), text(t.is), !same(t.was, t.is), string(service))
 	}
-	type groups struct{ was, is *mesh.Group }
-	sets := map[string]groups{}
-	for i := range c.before.Groups {
-		sets[c.before.Groups[i].Name] = groups{was: &c.before.Groups[i]}
-	}
-	for i := range c.after.Groups {
-		t := sets[c.after.Groups[i].Name]
-		t.is = &c.after.Groups[i]
-		sets[c.after.Groups[i].Name] = t
-	}
+	sets := paired(c.before.Groups, c.after.Groups, func(v *mesh.Group) string { return v.Name })
 	size := func(g *mesh.Group) string {
 		if g == nil {
 			return "none"
